@@ -1,0 +1,57 @@
+"""The workbench: look into language models, and control them.
+
+    load       a name, folder, file or Hugging Face model  ->  a frozen Model
+    run        one forward with changes and recordings     ->  a Trace
+    generate   text under a plan, cached or streamed       ->  a Generation or its Pieces
+    gradients  of a metric, at sites
+    sweep      many one-change runs as few batches
+
+The nouns are in `ARCHITECTURE.md`; methods are found in `workbench.attribution`, `.steering` and
+`.lenses`, probes in `probes`.
+"""
+
+from workbench.core import metrics
+from workbench.core import operators as ops
+from workbench.core.data import Batch, Contrast
+from workbench.core.errors import WorkbenchError
+from workbench.core.generate import Generation, Piece, generate
+from workbench.core.interventions import Intervention
+from workbench.core.metrics import Metric
+from workbench.core.plan import Plan
+from workbench.core.program import Receipt
+from workbench.core.protocols import Model
+from workbench.core.provenance import package_version
+from workbench.core.result import Result, load_result
+from workbench.core.run import gradients, run
+from workbench.core.sites import Site
+from workbench.core.sweep import SweepResult, sweep
+from workbench.core.tap import Tap
+from workbench.core.trace import Trace
+from workbench.models.load import load
+
+__version__ = package_version()
+__all__ = [
+    "Batch",
+    "Contrast",
+    "Generation",
+    "Intervention",
+    "Metric",
+    "Model",
+    "Piece",
+    "Plan",
+    "Receipt",
+    "Result",
+    "Site",
+    "SweepResult",
+    "Tap",
+    "Trace",
+    "WorkbenchError",
+    "generate",
+    "gradients",
+    "load",
+    "load_result",
+    "metrics",
+    "ops",
+    "run",
+    "sweep",
+]

@@ -1,0 +1,70 @@
+"""Shared tensor types and the axes of every site; notable: the table *is* the field's vocabulary.
+
+A site's axes are looked up here by its name with the layer blanked out. `pos` and `query` are
+positions of the pass at hand, `key` runs over all positions a query may see (cached ones too).
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Tokens = Int[Tensor, "batch pos"]
+Positions = Int[Tensor, "batch pos"]
+Real = Bool[Tensor, "batch pos"]
+Resid = Float[Tensor, "batch pos d_model"]
+Logits = Float[Tensor, "batch pos d_vocab"]
+PerExample = Float[Tensor, " batch"]
+
+_STREAM = "batch pos d_model"
+_SCALE = "batch pos 1"
+_HEADS = "batch pos head d_head"
+_PER_HEAD = "batch pos head d_model"
+_SQUARE = "batch head query key"
+_NEURONS = "batch pos d_mlp"
+
+_BLOCK = {
+    "hook_resid_pre": _STREAM,
+    "hook_attn_in": _PER_HEAD,
+    "hook_q_input": _PER_HEAD,
+    "hook_k_input": _PER_HEAD,
+    "hook_v_input": _PER_HEAD,
+    "ln1.hook_scale": _SCALE,
+    "ln1.hook_normalized": _STREAM,
+    "attn.hook_q": _HEADS,
+    "attn.hook_k": _HEADS,
+    "attn.hook_v": _HEADS,
+    "attn.hook_rot_q": _HEADS,
+    "attn.hook_rot_k": _HEADS,
+    "attn.hook_attn_scores": _SQUARE,
+    "attn.hook_pattern": _SQUARE,
+    "attn.hook_z": _HEADS,
+    "attn.hook_result": _PER_HEAD,
+    "ln1_post.hook_scale": _SCALE,
+    "ln1_post.hook_normalized": _STREAM,
+    "hook_attn_out": _STREAM,
+    "hook_resid_mid": _STREAM,
+    "hook_mlp_in": _STREAM,
+    "ln2.hook_scale": _SCALE,
+    "ln2.hook_normalized": _STREAM,
+    "mlp.hook_pre": _NEURONS,
+    "mlp.hook_pre_linear": _NEURONS,
+    "mlp.hook_post": _NEURONS,
+    "ln2_post.hook_scale": _SCALE,
+    "ln2_post.hook_normalized": _STREAM,
+    "hook_mlp_out": _STREAM,
+    "hook_resid_post": _STREAM,
+}
+
+AXES: Mapping[str, str] = MappingProxyType(
+    {
+        "hook_embed": _STREAM,
+        "hook_pos_embed": _STREAM,
+        "hook_token_type_embed": _STREAM,
+        **{f"blocks.{{}}.{name}": axes for name, axes in _BLOCK.items()},
+        "ln_final.hook_scale": _SCALE,
+        "ln_final.hook_normalized": _STREAM,
+        "hook_unembed": "batch pos d_vocab",
+    }
+)

@@ -1,0 +1,266 @@
+"""What goes into a run: prompts as a batch of tokens, and contrasts of two prompts.
+
+Notable: padding is ours, an argument, and never a tokenizer's state; a batch knows the absolute
+position of each token, so padding on either side changes no result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from workbench.core.axes import Positions, Real, Tokens
+from workbench.core.errors import AlignmentError, OptionError, PromptError
+from workbench.core.place import Place
+
+if TYPE_CHECKING:
+    from workbench.core.protocols import Model
+
+Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "..."]
+PaddingSide = Literal["left", "right"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The tokens of one pass, where they stand, and which are pads.
+
+    `start` counts the content tokens before this pass (those in the cache), `prompt` the content
+    tokens of each row's prompt; `real` is None where there are no pads.
+    """
+
+    tokens: Tokens
+    real: Real | None
+    start: Int[Tensor, " batch"]
+    prompt: Int[Tensor, " batch"]
+
+    @cached_property
+    def positions(self) -> Positions:
+        """Absolute content positions; a pad has that of the content token before it, or 0."""
+        if self.real is None:
+            steps = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+            return self.start[:, None] + steps
+        return (self.start[:, None] + self.real.cumsum(1) - 1).clamp(min=0)
+
+    @cached_property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Content tokens of each row, in this pass."""
+        if self.real is None:
+            return torch.full_like(self.start, self.tokens.shape[1])
+        return self.real.sum(1)
+
+    @cached_property
+    def last(self) -> Int[Tensor, " batch"]:
+        """The column of each row's last content token."""
+        if self.real is None:
+            return torch.full_like(self.start, self.tokens.shape[1] - 1)
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (columns * self.real).argmax(1)
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all rows stand at the same positions."""
+        return self.real is None and bool((self.start == self.start[0]).all())
+
+    @cached_property
+    def place(self) -> Place:
+        """Where the tokens stand, for scopes."""
+        low, high = int(self.positions.min()), int(self.positions.max())
+        ends = int(self.prompt.min()), int(self.prompt.max())
+        return Place(self.positions, self.real, self.prompt, low, high, *ends)
+
+    def repeat(self, times: int) -> "Batch":
+        """The whole batch, `times` over: rows 0…n-1, 0…n-1, …"""
+        real = None if self.real is None else self.real.repeat(times, 1)
+        tokens = self.tokens.repeat(times, 1)
+        return Batch(tokens, real, self.start.repeat(times), self.prompt.repeat(times))
+
+
+def batch_of(model: "Model", prompt: Prompt, *, padding_side: PaddingSide = "right") -> Batch:
+    """Tokens of one prompt or several, padded on one side, checked against the model.
+
+    Raises:
+        PromptError: If a prompt is empty, beyond the context, or has ids outside the vocabulary.
+        OptionError: If `padding_side` is neither "left" nor "right".
+    """
+    if padding_side not in ("left", "right"):
+        raise OptionError("padding_side", "'left' or 'right'", padding_side)
+    rows = token_rows(model, prompt)
+    longest = max(map(len, rows))
+    pads = [longest - len(row) for row in rows]
+    filled = [
+        [0] * pad + list(row) if padding_side == "left" else list(row) + [0] * pad
+        for row, pad in zip(rows, pads, strict=True)
+    ]
+    tokens = torch.tensor(filled, device=model.device)
+    lengths = torch.tensor([len(row) for row in rows], device=model.device)
+    columns = torch.arange(longest, device=model.device)
+    missing = torch.tensor(pads, device=model.device)[:, None]
+    real = columns >= missing if padding_side == "left" else columns < longest - missing
+    return Batch(tokens, real if any(pads) else None, torch.zeros_like(lengths), lengths)
+
+
+def token_rows(model: "Model", prompt: Prompt) -> list[tuple[int, ...]]:
+    """The ids of each prompt, unpadded.
+
+    Raises:
+        PromptError: If a prompt is empty, beyond the context, or has ids outside the vocabulary.
+    """
+    rows = [_checked(model, i, ids) for i, ids in enumerate(_ids(model, prompt))]
+    if not rows:
+        raise PromptError("There is no prompt; pass a text, or a list of at least one.")
+    return rows
+
+
+def texts_of(prompt: str | Sequence[str]) -> tuple[str, ...]:
+    """One text or several, as a tuple."""
+    return (prompt,) if isinstance(prompt, str) else tuple(prompt)
+
+
+def _ids(model: "Model", prompt: Prompt) -> list[tuple[int, ...]]:
+    match prompt:
+        case str():
+            return [_encode(model, prompt)]
+        case Tensor():
+            if prompt.ndim not in (1, 2) or prompt.is_floating_point():
+                raise PromptError(
+                    f"Token ids must be integers (batch pos) or (pos), got {tuple(prompt.shape)} "
+                    f"{prompt.dtype}."
+                )
+            return [tuple(map(int, row)) for row in torch.atleast_2d(prompt).tolist()]
+        case [int(), *_]:
+            return [_as_ids(prompt)]
+        case _:
+            return [_encode(model, one) if isinstance(one, str) else _as_ids(one) for one in prompt]
+
+
+def _as_ids(row: object) -> tuple[int, ...]:
+    match row:
+        case Tensor():
+            return tuple(map(int, row.tolist()))
+        case [*parts] if all(isinstance(part, int) for part in parts):
+            return tuple(map(int, parts))  # pyright: ignore[reportArgumentType] - checked above
+        case _:
+            raise PromptError(f"A prompt is a text or token ids, got {type(row).__name__}.")
+
+
+def _encode(model: "Model", text: str) -> tuple[int, ...]:
+    if model.tokenizer is None:
+        raise PromptError(f"{model.name} has no tokenizer: pass token ids, or load it with one.")
+    return model.tokenizer.encode(text)
+
+
+def _checked(model: "Model", index: int, ids: tuple[int, ...]) -> tuple[int, ...]:
+    sizes = model.sizes
+    if not ids:
+        raise PromptError(f"Prompt {index} is empty; it needs at least one token.")
+    if len(ids) > sizes.n_ctx:
+        raise PromptError(
+            f"Prompt {index} has {len(ids)} tokens; {model.name} reads at most {sizes.n_ctx}. "
+            f"Shorten it by {len(ids) - sizes.n_ctx}."
+        )
+    strange = [i for i in ids if not 0 <= i < sizes.d_vocab]
+    if strange:
+        raise PromptError(f"Prompt {index} has ids outside 0…{sizes.d_vocab - 1}: {strange[:5]}.")
+    return ids
+
+
+Answer = str | int | Sequence[str] | Sequence[int]
+
+
+@final
+@dataclass(frozen=True)
+class Contrast:
+    """A clean and a corrupt prompt that match token by token, with a target and a foil token.
+
+    One example, or several as sequences of equal length; texts, or token ids. Nothing is known of
+    a model here: `on(model)` makes tokens of it and checks the match.
+    """
+
+    clean: str | Sequence[str] | Sequence[Sequence[int]]
+    corrupt: str | Sequence[str] | Sequence[Sequence[int]]
+    target: Answer
+    foil: Answer
+
+    def on(self, model: "Model") -> "TokenContrast":
+        """The contrast in this model's tokens.
+
+        Costs two tokenisations; a method that needs it more than once keeps it.
+
+        Raises:
+            AlignmentError: If an example's prompts differ in length, or the counts differ.
+            TokenError: If a target or foil is not one token.
+            PromptError: If a prompt cannot be run.
+        """
+        clean, corrupt = token_rows(model, self.clean), token_rows(model, self.corrupt)
+        if len(clean) != len(corrupt):
+            raise AlignmentError(f"{len(clean)} clean prompts and {len(corrupt)} corrupt ones.")
+        for index, (one, other) in enumerate(zip(clean, corrupt, strict=True)):
+            _check_lengths(model, index, one, other)
+        target = answer_ids(model, self.target, len(clean))
+        foil = answer_ids(model, self.foil, len(clean))
+        same = [i for i, (t, f) in enumerate(zip(target, foil, strict=True)) if t == f]
+        if same:
+            raise AlignmentError(f"example {same[0]}: target and foil are the same token.")
+        return TokenContrast(batch_of(model, clean), batch_of(model, corrupt), target, foil)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TokenContrast:
+    """A contrast in one model's tokens; padded on the right, so columns are positions."""
+
+    clean: Batch
+    corrupt: Batch
+    target: tuple[int, ...]
+    foil: tuple[int, ...]
+
+
+def answer_ids(model: "Model", answer: Answer, count: int) -> tuple[int, ...]:
+    """The token of each of `count` examples; a single answer serves them all.
+
+    Raises:
+        TokenError: If a text is not one token.
+        AlignmentError: If there are neither one nor `count`.
+    """
+    ids = _answers(model, answer)
+    if len(ids) == 1:
+        return ids * count
+    if len(ids) != count:
+        raise AlignmentError(f"{count} examples need 1 or {count} answers, got {len(ids)}.")
+    return ids
+
+
+def _answers(model: "Model", answer: Answer) -> tuple[int, ...]:
+    parts = [answer] if isinstance(answer, str | int) else list(answer)
+    return tuple(_answer(model, part) for part in parts)
+
+
+def _answer(model: "Model", answer: str | int) -> int:
+    if isinstance(answer, int):
+        if not 0 <= answer < model.sizes.d_vocab:
+            raise PromptError(f"Token id {answer} is outside 0…{model.sizes.d_vocab - 1}.")
+        return answer
+    if model.tokenizer is None:
+        raise PromptError(f"{model.name} has no tokenizer: give target and foil as token ids.")
+    return model.tokenizer.single(answer)
+
+
+def _check_lengths(
+    model: "Model", index: int, clean: tuple[int, ...], corrupt: tuple[int, ...]
+) -> None:
+    if len(clean) == len(corrupt):
+        return
+    pairs = enumerate(zip(clean, corrupt, strict=False))
+    part = next((i for i, (one, other) in pairs if one != other), min(len(clean), len(corrupt)))
+    shown = ""
+    if model.tokenizer is not None and part < len(clean):
+        shown = f" ({model.tokenizer.token_text(clean[part])!r})"
+    raise AlignmentError(
+        f"example {index}: clean has {len(clean)} tokens, corrupt {len(corrupt)}; they part at "
+        f"position {part}{shown}."
+    )

@@ -1,0 +1,148 @@
+"""Every error the workbench raises on purpose.
+
+Each is also the builtin a caller expects, keeps its data in fields, and says where, what was
+expected, what came, and what to do next.
+
+    WorkbenchError
+    ├─ UnknownNameError       KeyError         a name that does not exist; names the nearest
+    ├─ UnknownConfigKeyError  ValueError       a config key that a family neither handles nor ignores
+    ├─ WeightsError           ValueError       missing, unexpected, misshapen, truncated or non-finite weights
+    ├─ AssetError             ValueError       an asset whose hash, archive or content is not the known one
+    ├─ PromptError            ValueError       an empty prompt, one beyond the context, or ids outside the vocabulary
+    ├─ TokenError             ValueError       a text that is not exactly one token
+    ├─ OptionError            ValueError       an argument outside what it may be
+    ├─ ShapeError             ValueError       a tensor of the wrong shape, dtype or device at a site
+    ├─ AlignmentError         ValueError       clean and corrupt prompts that do not match token by token
+    ├─ EmptySelectionError    ValueError       a selection of sites, positions or examples that selects none
+    ├─ FormatError            ValueError       a file or JSON that is not what it should be
+    ├─ NotReplayableError     ValueError       a bare function where a plan must be saved or replayed
+    ├─ CancelledError         RuntimeError     the caller's own check asked to stop
+    ├─ NeverActedError        RuntimeError     an intervention that changed nothing because it was never reached
+    ├─ InPlaceEditError       RuntimeError     a tap that wrote into an activation
+    ├─ NotRecordedError       LookupError      an activation that the run did not record
+    ├─ MissingDependencyError ImportError      an optional package that is not installed
+    └─ NonFiniteError         ArithmeticError  a value that is not finite, and where it first appeared
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class WorkbenchError(Exception):
+    """The root of every error the workbench raises on purpose."""
+
+    __str__ = Exception.__str__  # KeyError would show the message's repr
+
+
+class UnknownNameError(WorkbenchError, KeyError):
+    """A name was looked up that does not exist; names the nearest."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, tuple(known)
+        nearest = ", ".join(difflib.get_close_matches(name, self.known, n=3, cutoff=0))
+        tail = f" Nearest of {len(self.known)}: {nearest}." if self.known else " None is known."
+        super().__init__(f"No {kind} named {name!r}.{tail}{f' {hint}' if hint else ''}")
+
+    __str__ = Exception.__str__
+
+
+class UnknownConfigKeyError(WorkbenchError, ValueError):
+    """A model's config holds a key that its family neither handles nor lists as ignored."""
+
+    def __init__(self, family: str, key: str, value: object) -> None:
+        self.family, self.key, self.value = family, key, value
+        super().__init__(
+            f"{family}: config key {key!r} = {value!r} is neither handled nor ignored; "
+            f"see workbench/models/families/{family}.py."
+        )
+
+
+class WeightsError(WorkbenchError, ValueError):
+    """Weights that are missing, left over, misshapen, truncated or not finite; all in one message."""
+
+
+class AssetError(WorkbenchError, ValueError):
+    """A downloaded asset whose hash, archive or content is not the known one."""
+
+
+class PromptError(WorkbenchError, ValueError):
+    """A prompt that cannot be run: empty, longer than the context, or with unknown token ids."""
+
+
+class TokenError(WorkbenchError, ValueError):
+    """A text that had to be exactly one token and is not."""
+
+    def __init__(self, text: str, pieces: Iterable[str], suggestions: Iterable[str] = ()) -> None:
+        self.text, self.pieces, self.suggestions = text, tuple(pieces), tuple(suggestions)
+        parts = " + ".join(map(repr, self.pieces)) or "nothing"
+        near = ", ".join(map(repr, self.suggestions))
+        super().__init__(
+            f"{text!r} must be one token and is {len(self.pieces)}: {parts}."
+            + (f" Single tokens near it: {near}." if near else " Choose another word.")
+        )
+
+
+class OptionError(WorkbenchError, ValueError):
+    """An argument outside what it may be; says which, what is allowed and what came."""
+
+    def __init__(self, option: str, allowed: str, got: object) -> None:
+        self.option, self.allowed, self.got = option, allowed, got
+        super().__init__(f"{option} must be {allowed}, got {got!r}.")
+
+
+class ShapeError(WorkbenchError, ValueError):
+    """A tensor of the wrong shape, dtype or device at a named place."""
+
+    def __init__(self, where: str, expected: str, got: str) -> None:
+        self.where, self.expected, self.got = where, expected, got
+        super().__init__(f"{where}: expected {expected}, got {got}.")
+
+
+class AlignmentError(WorkbenchError, ValueError):
+    """Clean and corrupt prompts that do not match token by token."""
+
+
+class EmptySelectionError(WorkbenchError, ValueError):
+    """A selection of sites, positions or examples that selects none."""
+
+
+class FormatError(WorkbenchError, ValueError):
+    """A file or JSON text that is not what it should be."""
+
+
+class NotReplayableError(WorkbenchError, ValueError):
+    """A plan with a bare function had to be saved or replayed, which only data can be."""
+
+
+class CancelledError(WorkbenchError, RuntimeError):
+    """The caller's own check asked a long computation to stop."""
+
+
+class NeverActedError(WorkbenchError, RuntimeError):
+    """An intervention that never acted, and why it could not."""
+
+
+class InPlaceEditError(WorkbenchError, RuntimeError):
+    """A tap wrote into the activation it was given instead of returning a copy."""
+
+    def __init__(self, site: object) -> None:
+        self.site = site
+        super().__init__(f"A tap wrote into the activation at {site}; return a copy.")
+
+
+class NotRecordedError(WorkbenchError, LookupError):
+    """An activation was read that the run did not record."""
+
+
+class MissingDependencyError(WorkbenchError, ImportError):
+    """An optional package is needed and not installed; names the extra that brings it."""
+
+
+class NonFiniteError(WorkbenchError, ArithmeticError):
+    """A value that is not finite, and the place where it first appeared."""
+
+    def __init__(self, where: object, bad: int, total: int) -> None:
+        self.where, self.bad, self.total = where, bad, total
+        super().__init__(
+            f"{where}: {bad} of {total} values are not finite; try float32, or a smaller strength."
+        )

@@ -1,0 +1,286 @@
+"""Generation as a pure function: cache, sampler, seeds, stop rules and plan are its arguments.
+
+Notable: positions are absolute, so an intervention means the same in the prompt, in a decode step
+and in one full forward over the finished text; a row never depends on its neighbours.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, final, overload
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core.data import Batch, Prompt, batch_of
+from workbench.core.errors import NonFiniteError, OptionError, PromptError
+from workbench.core.plan import Interventions, Plan, as_plan
+from workbench.core.program import Ledger, Program, Receipt, compile_plan
+from workbench.core.protocols import Model, Vocabulary, new_cache
+from workbench.core.run import Check, Checked, pick
+from workbench.core.sampling import Sampler, generators
+from workbench.core.tap import Tap, chain
+from workbench.core.text_stream import TextStream
+
+
+@final
+@dataclass(frozen=True)
+class Piece:
+    """One generated token; prints as the text it completed, which may be empty or several."""
+
+    row: int
+    token: int | None  # None in a row's last piece, which flushes held back text
+    text: str
+    log_probability: float  # under the model as steered, before temperature and truncation
+    done: bool
+
+    @override
+    def __str__(self) -> str:
+        return self.text
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """Finished rows of a generation.
+
+    `finish` says why each row ended: "stop" (an end token or a stop string) or "length".
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    log_probabilities: tuple[tuple[float, ...], ...]
+    finish: tuple[str, ...]
+    prompt: tuple[tuple[int, ...], ...]
+    plan: Plan
+    receipts: tuple[Receipt, ...]
+
+    @property
+    def text(self) -> str:
+        """The text of the only row.
+
+        Raises:
+            OptionError: If there are several.
+        """
+        if len(self.texts) != 1:
+            raise OptionError("text", f"read from one row; use texts[0…{len(self.texts) - 1}]", "")
+        return self.texts[0]
+
+
+@overload
+def generate(
+    model: Model,
+    prompt: Prompt,
+    *,
+    plan: Interventions = ...,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_k: int | None = ...,
+    top_p: float | None = ...,
+    seed: int | Sequence[int] = ...,
+    stop: str | Sequence[str] = ...,
+    stream: Literal[False] = ...,
+    use_cache: bool = ...,
+    check: Check | None = ...,
+) -> Generation: ...
+
+
+@overload
+def generate(
+    model: Model,
+    prompt: Prompt,
+    *,
+    plan: Interventions = ...,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_k: int | None = ...,
+    top_p: float | None = ...,
+    seed: int | Sequence[int] = ...,
+    stop: str | Sequence[str] = ...,
+    stream: Literal[True],
+    use_cache: bool = ...,
+    check: Check | None = ...,
+) -> Iterator[Piece]: ...
+
+
+def generate(  # noqa: PLR0913 - the arguments of a generation
+    model: Model,
+    prompt: Prompt,
+    *,
+    plan: Interventions = (),
+    max_new_tokens: int = 40,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | Sequence[int] = 0,
+    stop: str | Sequence[str] = (),
+    stream: bool = False,
+    use_cache: bool = True,
+    check: Check | None = None,
+) -> Generation | Iterator[Piece]:
+    """Continues one prompt or several under a plan.
+
+    Greedy at `temperature` 0. Row i draws with `seed + i`, or with its own of a list of seeds.
+    Ends at the model's end tokens, at a `stop` string (which is left out), after
+    `max_new_tokens`, or when the context is full. With `stream=True` gives `Piece`s as they come.
+    Costs one forward over the prompts and one decode step per token; without the cache, a full
+    forward per token. `check` is called at every site and may raise to cancel.
+
+    Raises:
+        PromptError: If a prompt is empty, too long, or leaves no room for a token.
+        OptionError: If an option is outside its range.
+        NeverActedError: If an intervention of the plan never acted.
+        NonFiniteError: If the logits stop being finite.
+    """
+    if max_new_tokens < 1:
+        raise OptionError("max_new_tokens", "1 or more", max_new_tokens)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if "" in stops:
+        raise OptionError("stop", "texts that are not empty", stops)
+    batch = batch_of(model, prompt, padding_side="left")
+    room = model.sizes.n_ctx - int(batch.prompt.max())
+    if room < 1:
+        raise PromptError(f"The prompt fills the whole context of {model.sizes.n_ctx} tokens.")
+    if stops and model.tokenizer is None:
+        raise OptionError("stop", "left out: this model has no tokenizer", stops)
+    sampler = Sampler(temperature, top_k, top_p)
+    draws = generators(seed, len(batch.tokens), model.device)
+    writer = _Writer(model, batch, as_plan(plan), use_cache=use_cache, check=check)
+    limit = min(max_new_tokens, room)
+    ledgers = _Rows(model.tokenizer, batch, stops)
+    pieces = _pieces(writer, ledgers, sampler, draws, limit)
+    return pieces if stream else _collect(pieces, writer, ledgers, batch)
+
+
+def _pieces(
+    writer: "_Writer",
+    rows: "_Rows",
+    sampler: Sampler,
+    draws: Sequence[torch.Generator],
+    limit: int,
+) -> Iterator[Piece]:
+    logits = writer.prefill()
+    for step in range(limit):
+        chosen = sampler.choose(logits, draws)
+        said = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+        yield from rows.push(chosen.tolist(), said.tolist(), last=step == limit - 1)
+        if rows.finished or step == limit - 1:
+            break
+        logits = writer.step(chosen)
+    writer.finish()
+
+
+def _collect(
+    pieces: Iterator[Piece], writer: "_Writer", rows: "_Rows", batch: Batch
+) -> Generation:
+    texts = [""] * len(batch.tokens)
+    for piece in pieces:
+        texts[piece.row] += piece.text
+    return Generation(
+        texts=tuple(texts),
+        tokens=tuple(map(tuple, rows.tokens)),
+        log_probabilities=tuple(map(tuple, rows.said)),
+        finish=tuple(rows.ended),
+        prompt=tuple(_content(batch, row) for row in range(len(batch.tokens))),
+        plan=writer.program.plan,
+        receipts=writer.receipts,
+    )
+
+
+def _content(batch: Batch, row: int) -> tuple[int, ...]:
+    kept = batch.tokens[row] if batch.real is None else batch.tokens[row][batch.real[row]]
+    return tuple(kept.tolist())
+
+
+@final
+class _Rows:
+    """What each row has said, and whether it has ended."""
+
+    def __init__(self, vocabulary: Vocabulary | None, batch: Batch, stops: tuple[str, ...]) -> None:
+        rows = range(len(batch.tokens))
+        self._ends = frozenset(() if vocabulary is None else vocabulary.eos_ids)
+        self._streams = [None if vocabulary is None else TextStream(vocabulary, stops) for _ in rows]
+        self.tokens: list[list[int]] = [[] for _ in rows]
+        self.said: list[list[float]] = [[] for _ in rows]
+        self.ended = [""] * len(rows)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row has ended."""
+        return all(self.ended)
+
+    def push(self, chosen: list[int], said: list[float], *, last: bool) -> Iterator[Piece]:
+        """The pieces of one step; rows that have ended stay silent."""
+        for row, (token, log_probability) in enumerate(zip(chosen, said, strict=True)):
+            if not self.ended[row]:
+                yield self._piece(row, token, log_probability, last=last)
+
+    def _piece(self, row: int, token: int, log_probability: float, *, last: bool) -> Piece:
+        self.tokens[row].append(token)
+        self.said[row].append(log_probability)
+        stream = self._streams[row]
+        text = ""
+        if stream is not None and token not in self._ends:
+            text = stream.push(token)
+        if token in self._ends or (stream is not None and stream.stopped):
+            self.ended[row] = "stop"
+        elif last:
+            self.ended[row] = "length"
+        if self.ended[row] and stream is not None:
+            text += stream.flush()
+        return Piece(row, token, text, log_probability, done=bool(self.ended[row]))
+
+
+@final
+class _Writer:
+    """The passes of one generation: a prefill, then a step per token, cached or in full."""
+
+    def __init__(
+        self, model: Model, batch: Batch, plan: Plan, *, use_cache: bool, check: Check | None
+    ) -> None:
+        self._model, self._batch = model, batch
+        self.program: Program = compile_plan(plan, model, len(batch.tokens))
+        self.receipts: tuple[Receipt, ...] = ()
+        self._ledger = Ledger(plan)
+        self._checks: tuple[Tap, ...] = () if check is None else (Checked(check),)
+        self._cache = None
+        if use_cache:
+            self._cache = new_cache(model, len(batch.tokens), batch.tokens.shape[1] + 256)
+        self._longest = int(batch.prompt.max())
+
+    def prefill(self) -> Float[Tensor, "batch d_vocab"]:
+        """Logits after the prompts."""
+        return self._forward(self._batch)
+
+    def step(self, chosen: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_vocab"]:
+        """Logits after one more token in each row."""
+        self._longest += 1
+        old = self._batch
+        if self._cache is not None:
+            start = old.start + old.lengths
+            self._batch = Batch(chosen[:, None], None, start, old.prompt)
+            return self._forward(self._batch)
+        real = None
+        if old.real is not None:
+            real = torch.nn.functional.pad(old.real, (0, 1), value=True)
+        tokens = torch.cat([old.tokens, chosen[:, None]], 1)
+        self._batch = Batch(tokens, real, old.start, old.prompt)
+        self._ledger = Ledger(self.program.plan)  # a full forward acts on every token anew
+        return self._forward(self._batch)
+
+    def finish(self) -> None:
+        """Closes the account; raises if an intervention never acted."""
+        ended = "its scope selects no token that the generation reached"
+        self.receipts = self.program.finish(self._ledger, [self._longest], ended)
+
+    def _forward(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
+        tap = chain(*self._checks, self.program.tap(batch.place, self._ledger))
+        with torch.no_grad():
+            resid = self._model.embed(batch, tap)
+            resid = self._model.layers(resid, batch, tap, cache=self._cache)
+            logits = self._model.unembed(pick(resid, batch.last[:, None]), tap)[:, 0]
+        if not bool(torch.isfinite(logits.sum())):
+            bad = int((~torch.isfinite(logits)).sum())
+            raise NonFiniteError("the logits of a generated token", bad, logits.numel())
+        return logits

@@ -1,0 +1,137 @@
+"""Interventions: an operator, at sites, on some rows, positions, heads and neurons; frozen data."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core import operators
+from workbench.core.errors import EmptySelectionError, NonFiniteError, OptionError
+from workbench.core.operators import Operator
+from workbench.core.place import Everywhere, Scope, Where, scope
+from workbench.core.sites import Site, patterns_of
+
+Indices = tuple[int, ...] | None
+
+
+@final
+@dataclass(frozen=True, init=False, eq=False)
+class Intervention:
+    """One change of a run: `operator` at `sites`, where it acts, and how strongly.
+
+    `strength` counts in `unit`s of `unit_size`; their product goes to the operator, so 0 changes
+    nothing, bit for bit. Positions are absolute content positions: see `workbench.core.place`.
+    """
+
+    sites: tuple[str, ...]  # names and globs, as saved
+    operator: Operator
+    positions: Scope
+    heads: Indices
+    rows: Indices
+    neurons: Indices
+    strength: float
+    unit: str
+    unit_size: float
+    optional: bool  # may go without acting
+    label: str
+
+    def __init__(  # noqa: PLR0913 - one keyword per place of the definition
+        self,
+        site: str | Site | Iterable[str | Site],
+        operator: Operator | Callable[[Tensor], Tensor],
+        *,
+        positions: Where = None,
+        heads: Iterable[int] | None = None,
+        rows: Iterable[int] | None = None,
+        neurons: Iterable[int] | None = None,
+        strength: float = 1.0,
+        unit: str = "raw",
+        unit_size: float = 1.0,
+        optional: bool = False,
+        label: str = "",
+    ) -> None:
+        """Checks everything that can be checked without a model.
+
+        Raises:
+            UnknownNameError: If a name is no site of any architecture.
+            EmptySelectionError: If a list of sites, positions, heads, rows or neurons is empty.
+            OptionError: If an index is negative.
+            NonFiniteError: If the strength is not finite.
+        """
+        if not isinstance(operator, Operator):
+            operator = operators.function(operator)
+        size = float(strength) * float(unit_size)
+        if size != size or abs(size) == float("inf"):
+            raise NonFiniteError("strength", 1, 1)
+        fields = {
+            "sites": patterns_of(site),
+            "operator": operator,
+            "positions": scope(positions),
+            "heads": _indices("heads", heads),
+            "rows": _indices("rows", rows),
+            "neurons": _indices("neurons", neurons),
+            "strength": float(strength),
+            "unit": unit,
+            "unit_size": float(unit_size),
+            "optional": optional,
+            "label": label,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)  # the only way into a frozen dataclass
+
+    @property
+    def size(self) -> float:
+        """The strength as the operator gets it."""
+        return self.strength * self.unit_size
+
+    @property
+    def replayable(self) -> bool:
+        """Whether it is data throughout: no bare function."""
+        return not isinstance(self.operator, operators.Function)
+
+    def on_rows(self, rows: Iterable[int]) -> "Intervention":
+        """The same change, on these rows of a batch only."""
+        return Intervention(
+            self.sites,
+            self.operator,
+            positions=self.positions,
+            heads=self.heads,
+            rows=rows,
+            neurons=self.neurons,
+            strength=self.strength,
+            unit=self.unit,
+            unit_size=self.unit_size,
+            optional=self.optional,
+            label=self.label,
+        )
+
+    @override
+    def __str__(self) -> str:
+        return self.label or f"{self.operator.name} at {', '.join(self.sites)}{_where(self)}"
+
+
+def _indices(name: str, values: Iterable[int] | None) -> Indices:
+    if values is None:
+        return None
+    if isinstance(values, int):
+        values = (values,)
+    indices = tuple(int(value) for value in values)
+    if not indices:
+        raise EmptySelectionError(f"{name} is empty; leave it out to act on all of them.")
+    if min(indices) < 0:
+        raise OptionError(name, "indices from 0 up", list(indices))
+    return indices
+
+
+def _where(intervention: Intervention) -> str:
+    named = {
+        "head": intervention.heads,
+        "row": intervention.rows,
+        "neuron": intervention.neurons,
+    }
+    parts = [f"{name} {', '.join(map(str, at))}" for name, at in named.items() if at is not None]
+    if not isinstance(intervention.positions, Everywhere):
+        parts.append(f"positions {intervention.positions.to_json()}")
+    return f" ({'; '.join(parts)})" if parts else ""

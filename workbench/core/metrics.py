@@ -1,0 +1,160 @@
+"""Metrics: logits of an answer position → one number per example, with a unit.
+
+A `Metric` is made from a contrast, in words; `metric(trace)` reads a run. `metric.on(model)` is the
+same in one model's tokens: it says which vocabulary columns it reads, so that nothing else is
+unembedded, and reads many rows of a sweep at once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core.axes import Logits, PerExample
+from workbench.core.data import Contrast
+from workbench.core.errors import ShapeError
+from workbench.core.protocols import Model
+
+if TYPE_CHECKING:
+    from workbench.core.trace import Trace
+
+Read = Callable[[Float[Tensor, "row column"], Int[Tensor, " row"]], Float[Tensor, " row"]]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TokenMetric:
+    """A metric in one model's tokens.
+
+    `read(answer_logits, examples)` takes the `vocabulary` columns at the answer position of any
+    rows, and which example each row is about.
+    """
+
+    name: str
+    unit: str
+    n_examples: int
+    vocabulary: Int[Tensor, " column"] | None  # None: it reads every column
+    read: Read
+
+    def __call__(self, run: "Trace | Logits") -> PerExample:
+        """The metric of each example of a run, at its last token.
+
+        Bare logits must be those of equally long prompts, whose last column is the answer's.
+
+        Raises:
+            ShapeError: If the rows are not the examples of the contrast.
+        """
+        answers = run[:, -1] if isinstance(run, Tensor) else run.answer_logits
+        known = None if isinstance(run, Tensor) else run.vocabulary
+        if len(answers) != self.n_examples:
+            raise ShapeError(self.name, f"{self.n_examples} rows", f"{len(answers)}")
+        return self.read(self._columns(answers, known), torch.arange(len(answers)))
+
+    def on(self, model: Model) -> "TokenMetric":
+        """Itself."""
+        return self
+
+    def _columns(self, answers: Tensor, known: Tensor | None) -> Tensor:
+        if self.vocabulary is None:
+            return answers
+        if known is None:
+            return answers[:, self.vocabulary]
+        places = [(known == column).nonzero() for column in self.vocabulary]
+        if not all(len(place) for place in places):
+            raise ShapeError(self.name, f"columns {self.vocabulary.tolist()}", f"{known.tolist()}")
+        return answers[:, torch.cat([place[0] for place in places])]
+
+
+class Metric(ABC):
+    """A number per example, read from the logits of the answer position."""
+
+    name: ClassVar[str]
+    unit: ClassVar[str]
+
+    @abstractmethod
+    def on(self, model: Model) -> TokenMetric:
+        """The same in this model's tokens."""
+
+    def __call__(self, run: "Trace") -> PerExample:
+        """The metric of each example of a run, at its last token."""
+        return self.on(run.model)(run)
+
+
+@final
+@dataclass(frozen=True)
+class LogitDifference(Metric):
+    """logit[target] - logit[foil]; positive where the model prefers the target."""
+
+    contrast: Contrast
+    name: ClassVar[str] = "logit_difference"
+    unit: ClassVar[str] = "logits"
+
+    @override
+    def on(self, model: Model) -> TokenMetric:
+        words = self.contrast.on(model)
+        columns, where = torch.tensor([words.target, words.foil]).unique(return_inverse=True)
+
+        def read(logits: Tensor, examples: Tensor) -> Tensor:
+            target, foil = where[:, examples]
+            picked = logits.gather(1, torch.stack([target, foil], dim=1))
+            return picked[:, 0] - picked[:, 1]
+
+        return TokenMetric(self.name, self.unit, len(words.target), columns, read)
+
+
+@final
+@dataclass(frozen=True)
+class TargetLogit(Metric):
+    """logit[target]."""
+
+    contrast: Contrast
+    name: ClassVar[str] = "logit"
+    unit: ClassVar[str] = "logits"
+
+    @override
+    def on(self, model: Model) -> TokenMetric:
+        columns, where = torch.tensor(self.contrast.on(model).target).unique(return_inverse=True)
+
+        def read(logits: Tensor, examples: Tensor) -> Tensor:
+            return logits.gather(1, where[examples, None])[:, 0]
+
+        return TokenMetric(self.name, self.unit, len(where), columns, read)
+
+
+@final
+@dataclass(frozen=True)
+class TargetLogProbability(Metric):
+    """log p(target) over the whole vocabulary."""
+
+    contrast: Contrast
+    name: ClassVar[str] = "log_probability"
+    unit: ClassVar[str] = "nats"
+
+    @override
+    def on(self, model: Model) -> TokenMetric:
+        target = torch.tensor(self.contrast.on(model).target)
+
+        def read(logits: Tensor, examples: Tensor) -> Tensor:
+            return logits.log_softmax(-1).gather(1, target[examples, None])[:, 0]
+
+        return TokenMetric(self.name, self.unit, len(target), None, read)
+
+
+def logit_difference(contrast: Contrast) -> Metric:
+    """logit[target] - logit[foil] at the answer position, in logits."""
+    return LogitDifference(contrast)
+
+
+def logit(contrast: Contrast) -> Metric:
+    """logit[target] at the answer position, in logits."""
+    return TargetLogit(contrast)
+
+
+def log_probability(contrast: Contrast) -> Metric:
+    """log p(target) at the answer position, in nats."""
+    return TargetLogProbability(contrast)

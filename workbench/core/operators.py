@@ -1,0 +1,349 @@
+"""Operators: pure changes of a tensor, `h <- h + strength * (T(h) - h)`, saved as data.
+
+Notable: an operand (a vector to add, an activation to set) is broadcast from the right. Where it
+spans positions, it is read at each token's *absolute* position, so the same operator means the
+same in one full forward, in a decode step and under padding.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core.errors import (
+    FormatError,
+    InPlaceEditError,
+    NonFiniteError,
+    NotReplayableError,
+    OptionError,
+    ShapeError,
+)
+from workbench.core.place import Place
+from workbench.core.sites import Site
+
+Activation = Float[Tensor, "..."]
+Scalars = Mapping[str, float]
+Tensors = Mapping[str, Tensor]
+
+
+class Operator(ABC):
+    """A pure change of an activation; `strength` 0 leaves it, 1 is the whole change."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, value: Activation, site: Site, place: Place, strength: float) -> Activation:
+        """The changed activation, a new tensor of the same shape."""
+
+    @abstractmethod
+    def scalars(self) -> Scalars:
+        """The plain numbers it was made of."""
+
+    @abstractmethod
+    def tensors(self) -> Tensors:
+        """The tensors it was made of."""
+
+
+@final
+@dataclass(frozen=True)
+class Zero(Operator):
+    """Zero ablation: T(h) = 0."""
+
+    name: ClassVar[str] = "zero"
+
+    @override
+    def __call__(self, value: Activation, site: Site, place: Place, strength: float) -> Activation:
+        return torch.zeros_like(value) if strength == 1 else value * (1 - strength)
+
+    @override
+    def scalars(self) -> Scalars:
+        return {}
+
+    @override
+    def tensors(self) -> Tensors:
+        return {}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Set(Operator):
+    """Replace by a given activation: T(h) = operand."""
+
+    operand: Activation
+    name: ClassVar[str] = "set"
+
+    @override
+    def __call__(self, value: Activation, site: Site, place: Place, strength: float) -> Activation:
+        new = aligned(self.operand, value, site, place).expand_as(value)
+        return new if strength == 1 else torch.lerp(value, new, strength)
+
+    @override
+    def scalars(self) -> Scalars:
+        return {}
+
+    @override
+    def tensors(self) -> Tensors:
+        return {"operand": self.operand}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Mean(Operator):
+    """Mean ablation: T(h) = the mean of a data set, `(d)`, `(head d)` or per position."""
+
+    operand: Activation
+    name: ClassVar[str] = "mean"
+
+    @override
+    def __call__(self, value: Activation, site: Site, place: Place, strength: float) -> Activation:
+        return Set(self.operand)(value, site, place, strength)
+
+    @override
+    def scalars(self) -> Scalars:
+        return {}
+
+    @override
+    def tensors(self) -> Tensors:
+        return {"operand": self.operand}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Add(Operator):
+    """Add a vector as it is stored: T(h) = h + operand; never normalised in silence."""
+
+    operand: Activation
+    name: ClassVar[str] = "add"
+
+    @override
+    def __call__(self, value: Activation, site: Site, place: Place, strength: float) -> Activation:
+        return torch.add(value, aligned(self.operand, value, site, place), alpha=strength)
+
+    @override
+    def scalars(self) -> Scalars:
+        return {}
+
+    @override
+    def tensors(self) -> Tensors:
+        return {"operand": self.operand}
+
+
+@final
+@dataclass(frozen=True)
+class Scale(Operator):
+    """Multiply: T(h) = factor * h."""
+
+    factor: float
+    name: ClassVar[str] = "scale"
+
+    @override
+    def __call__(self, value: Activation, site: Site, place: Place, strength: float) -> Activation:
+        return value * (1 + strength * (self.factor - 1))
+
+    @override
+    def scalars(self) -> Scalars:
+        return {"factor": self.factor}
+
+    @override
+    def tensors(self) -> Tensors:
+        return {}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ProjectOut(Operator):
+    """Directional ablation: T(h) = h - QᵀQ(h - center), the rows of Q orthonormal (`project_out`)."""
+
+    basis: Float[Tensor, "rank d"]
+    center: Float[Tensor, " d"]
+    name: ClassVar[str] = "project_out"
+
+    @override
+    def __call__(self, value: Activation, site: Site, place: Place, strength: float) -> Activation:
+        if self.basis.shape[-1] != value.shape[-1]:
+            raise ShapeError(str(site), f"vectors of {value.shape[-1]}", str(self.basis.shape[-1]))
+        basis, center = self.basis.to(value), self.center.to(value)
+        return value - strength * ((value - center) @ basis.T @ basis)
+
+    @override
+    def scalars(self) -> Scalars:
+        return {}
+
+    @override
+    def tensors(self) -> Tensors:
+        return {"basis": self.basis, "center": self.center}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Function(Operator):
+    """A bare function of the activation: the escape hatch, which cannot be saved or replayed."""
+
+    function: Callable[[Tensor], Tensor]
+    name: ClassVar[str] = "function"
+
+    @override
+    def __call__(self, value: Activation, site: Site, place: Place, strength: float) -> Activation:
+        before = value._version  # noqa: SLF001 - torch has no public name for it
+        new = self.function(value)
+        if value._version != before:  # noqa: SLF001
+            raise InPlaceEditError(site)
+        check_like(new, value, site)
+        return new if strength == 1 else torch.lerp(value, new, strength)
+
+    @override
+    def scalars(self) -> Scalars:
+        raise NotReplayableError("A bare function cannot be saved; use an operator of wb.ops.")
+
+    @override
+    def tensors(self) -> Tensors:
+        raise NotReplayableError("A bare function cannot be saved; use an operator of wb.ops.")
+
+
+def zero() -> Zero:
+    """Zero ablation."""
+    return Zero()
+
+
+def set(value: Activation) -> Set:  # noqa: A001 - the field's name for it
+    """Replace the activation by `value`, broadcast from the right; along positions it is absolute."""
+    return Set(_finite("ops.set", value))
+
+
+def mean(value: Activation) -> Mean:
+    """Mean ablation by a mean you computed, say `trace[site].mean((0, 1))`."""
+    return Mean(_finite("ops.mean", value))
+
+
+def add(vector: Activation) -> Add:
+    """Add `vector` as it is; its unit is the activation's."""
+    return Add(_finite("ops.add", vector))
+
+
+def scale(factor: float) -> Scale:
+    """Multiply by `factor`."""
+    if not torch.isfinite(torch.tensor(factor)):
+        raise NonFiniteError("ops.scale", 1, 1)
+    return Scale(float(factor))
+
+
+def project_out(
+    directions: Float[Tensor, " d"] | Float[Tensor, "rank d"],
+    *,
+    center: Float[Tensor, " d"] | None = None,
+) -> ProjectOut:
+    """Remove the span of `directions`, which are made orthonormal; 0 or `center` takes its place.
+
+    Raises:
+        OptionError: If the directions span nothing.
+        NonFiniteError: If one is not finite.
+    """
+    rows = _finite("ops.project_out", torch.atleast_2d(directions)).double()
+    _, sizes, basis = torch.linalg.svd(rows, full_matrices=False)
+    kept = sizes > 1e-6 * sizes.max()  # a direction nearly in the span of others is rounding noise
+    if not bool(kept.any()) or float(sizes.max()) == 0:
+        raise OptionError("directions", "vectors that are not all zero", tuple(rows.shape))
+    middle = torch.zeros(rows.shape[-1]) if center is None else _finite("center", center)
+    return ProjectOut(basis[kept].to(directions.dtype), middle.to(directions.dtype))
+
+
+def function(change: Callable[[Tensor], Tensor]) -> Function:
+    """Any function of the activation; it must return a new tensor of the same shape and dtype."""
+    if not inspect.isroutine(change) and not callable(change):
+        raise OptionError("function", "callable", change)
+    return Function(change)
+
+
+def operator_from(name: str, scalars: Scalars, tensors: Tensors) -> Operator:
+    """The operator that `scalars` and `tensors` were taken from.
+
+    Raises:
+        FormatError: If there is none of that name, or its parts do not fit.
+    """
+    makers: Mapping[str, Callable[[], Operator]] = MappingProxyType(
+        {
+            "zero": Zero,
+            "set": lambda: set(tensors["operand"]),
+            "mean": lambda: mean(tensors["operand"]),
+            "add": lambda: add(tensors["operand"]),
+            "scale": lambda: scale(scalars["factor"]),
+            "project_out": lambda: project_out(tensors["basis"], center=tensors["center"]),
+        }
+    )
+    if name not in makers:
+        raise FormatError(f"No operator is called {name!r}; one of {', '.join(makers)}.")
+    try:
+        return makers[name]()
+    except KeyError as missing:
+        raise FormatError(f"operator {name!r} lacks {missing}.") from None
+
+
+def aligned(operand: Tensor, value: Tensor, site: Site, place: Place) -> Tensor:
+    """`operand` as it meets `value`: same dtype, its positions read at the tokens' absolute ones.
+
+    Raises:
+        ShapeError: If it cannot be broadcast to the activation.
+    """
+    operand = operand.to(value)
+    if operand.ndim > value.ndim:
+        raise ShapeError(str(site), f"at most {value.ndim} axes", str(operand.ndim))
+    axis = _position_axis(site)
+    operand = operand[(None,) * (value.ndim - operand.ndim)]
+    if axis is not None and operand.shape[axis] > 1:
+        operand = _read_positions(operand, axis, site, place)
+    if not _fits(operand, value):
+        axes = " ".join(site.axes)
+        raise ShapeError(
+            str(site), f"a tensor that fits {tuple(value.shape)} ({axes})", str(tuple(operand.shape))
+        )
+    return operand
+
+
+def check_like(new: object, value: Tensor, site: Site) -> None:
+    """Refuses anything but a tensor of the activation's shape, dtype and device.
+
+    Raises:
+        ShapeError: If it is something else.
+    """
+    expected = f"{tuple(value.shape)} ({' '.join(site.axes)}), {value.dtype}, {value.device}"
+    if not isinstance(new, Tensor):
+        raise ShapeError(str(site), f"a tensor {expected}", type(new).__name__)
+    if (new.shape, new.dtype, new.device) != (value.shape, value.dtype, value.device):
+        raise ShapeError(str(site), expected, f"{tuple(new.shape)}, {new.dtype}, {new.device}")
+
+
+def _position_axis(site: Site) -> int | None:
+    for axis in ("pos", "query"):
+        if axis in site.axes:
+            return site.axes.index(axis)
+    return None
+
+
+def _read_positions(operand: Tensor, axis: int, site: Site, place: Place) -> Tensor:
+    if place.from_start and operand.shape[axis] == place.positions.shape[1]:
+        return operand
+    if place.high >= operand.shape[axis]:
+        raise ShapeError(
+            str(site), f"an operand of {place.high + 1} positions or more", str(operand.shape[axis])
+        )
+    rows = operand.expand(place.positions.shape[0], *operand.shape[1:])
+    picked = (row.index_select(axis - 1, at) for row, at in zip(rows, place.positions, strict=True))
+    return torch.stack(list(picked))
+
+
+def _fits(operand: Tensor, value: Tensor) -> bool:
+    return all(mine in (1, theirs) for mine, theirs in zip(operand.shape, value.shape, strict=True))
+
+
+def _finite(where: str, value: Tensor) -> Tensor:
+    bad = int((~torch.isfinite(value)).sum())
+    if bad:
+        raise NonFiniteError(where, bad, value.numel())
+    return value.detach()

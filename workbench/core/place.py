@@ -1,0 +1,247 @@
+"""Where the tokens of one pass stand, and which of them a scope selects.
+
+Notable: positions are *absolute content positions* (pads do not count, cached tokens do), so that a
+scope means the same in a prompt, in a decode step, and under padding on either side.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core.axes import Positions, Real
+from workbench.core.errors import EmptySelectionError, FormatError, OptionError
+
+Mask = Bool[Tensor, "batch pos"]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """The positions of one pass: absolute, per row, with the length of each row's prompt."""
+
+    positions: Positions
+    real: Real | None  # None: no pads
+    prompt: Int[Tensor, " batch"]
+    low: int  # the lowest and highest position of any row, as plain numbers: scopes decide by
+    high: int  # them without looking into a tensor
+    prompt_low: int
+    prompt_high: int
+
+    @property
+    def from_start(self) -> bool:
+        """Whether column i of every row is position i."""
+        return self.real is None and self.low == 0
+
+
+class Scope(ABC):
+    """The positions at which an intervention acts."""
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def select(self, place: Place) -> bool | Mask:
+        """All, none, or which positions of this pass; pads may be among them."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, object]:
+        """The scope as plain data; `scope_from_json` reads it."""
+
+    @abstractmethod
+    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        """Positions named one by one that no row of these prompt and total `lengths` reached."""
+
+
+@final
+@dataclass(frozen=True)
+class Everywhere(Scope):
+    """Every position."""
+
+    kind: ClassVar[str] = "all"
+
+    @override
+    def select(self, place: Place) -> bool | Mask:
+        return True
+
+    @override
+    def to_json(self) -> dict[str, object]:
+        return {"kind": self.kind}
+
+    @override
+    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        return ()
+
+
+@final
+@dataclass(frozen=True)
+class Prompt(Scope):
+    """The positions of the prompt: pos < P."""
+
+    kind: ClassVar[str] = "prompt"
+
+    @override
+    def select(self, place: Place) -> bool | Mask:
+        if place.high < place.prompt_low:
+            return True
+        return place.low < place.prompt_high and place.positions < place.prompt[:, None]
+
+    @override
+    def to_json(self) -> dict[str, object]:
+        return {"kind": self.kind}
+
+    @override
+    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        return ()
+
+
+@final
+@dataclass(frozen=True)
+class Generated(Scope):
+    """What was generated: pos >= P, or pos >= P - 1 with `predicting`.
+
+    The token *at* P - 1 predicts the first generated one, so only `predicting` steers that choice.
+    """
+
+    kind: ClassVar[str] = "generated"
+    predicting: bool = False
+
+    @override
+    def select(self, place: Place) -> bool | Mask:
+        early = int(self.predicting)
+        if place.low >= place.prompt_high - early:
+            return True
+        if place.high < place.prompt_low - early:
+            return False
+        return place.positions >= place.prompt[:, None] - early
+
+    @override
+    def to_json(self) -> dict[str, object]:
+        return {"kind": "predicting" if self.predicting else self.kind}
+
+    @override
+    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        return ()
+
+
+@final
+@dataclass(frozen=True)
+class At(Scope):
+    """Exactly these positions; a negative one counts from the end of the prompt."""
+
+    indices: tuple[int, ...]
+    kind: ClassVar[str] = "positions"
+
+    def __post_init__(self) -> None:
+        """Refuses an empty list."""
+        if not self.indices:
+            raise EmptySelectionError("positions is empty; leave it out to act everywhere.")
+
+    @override
+    def select(self, place: Place) -> bool | Mask:
+        ahead = [index for index in self.indices if index >= 0]
+        behind = [index for index in self.indices if index < 0]
+        if not behind and (max(ahead) < place.low or min(ahead) > place.high):
+            return False
+        mask = torch.isin(place.positions, place.positions.new_tensor(ahead))
+        for index in behind:
+            mask = mask | (place.positions == place.prompt[:, None] + index)
+        return mask
+
+    @override
+    def to_json(self) -> dict[str, object]:
+        return {"kind": self.kind, "indices": list(self.indices)}
+
+    @override
+    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        longest = max(lengths)
+        return tuple(i for i in self.indices if i >= longest or i < -longest)
+
+
+@final
+@dataclass(frozen=True)
+class Window(Scope):
+    """Positions start <= pos < stop; negative bounds count from the end of the prompt."""
+
+    start: int | None
+    stop: int | None
+    kind: ClassVar[str] = "window"
+
+    @override
+    def select(self, place: Place) -> bool | Mask:
+        start, stop = self._bounds(place)
+        mask = torch.ones_like(place.positions, dtype=torch.bool)
+        if start is not None:
+            mask = mask & (place.positions >= start)
+        return mask if stop is None else mask & (place.positions < stop)
+
+    @override
+    def to_json(self) -> dict[str, object]:
+        return {"kind": self.kind, "start": self.start, "stop": self.stop}
+
+    @override
+    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        return ()
+
+    def _bounds(self, place: Place) -> tuple[Tensor | None, Tensor | None]:
+        ends = place.prompt[:, None]
+        start = None if self.start is None else ends * (self.start < 0) + self.start
+        stop = None if self.stop is None else ends * (self.stop < 0) + self.stop
+        return start, stop
+
+
+Where = None | int | str | slice | Sequence[int] | Scope
+_NAMED: Mapping[str, Scope] = {
+    "all": Everywhere(),
+    "prompt": Prompt(),
+    "generated": Generated(),
+    "predicting": Generated(predicting=True),
+}
+
+
+def scope(where: Where) -> Scope:
+    """Positions as a user writes them: None, an index, indices, a slice, a name, or a scope.
+
+    Raises:
+        OptionError: If it is none of these.
+        EmptySelectionError: If a list is empty.
+    """
+    match where:
+        case None:
+            return Everywhere()
+        case Scope():
+            return where
+        case str():
+            if where not in _NAMED:
+                raise OptionError("positions", f"one of {', '.join(_NAMED)}", where)
+            return _NAMED[where]
+        case bool():
+            raise OptionError("positions", "an index, not a truth value", where)
+        case int():
+            return At((where,))
+        case slice():
+            if where.step not in (None, 1):
+                raise OptionError("positions", "a slice without a step", where)
+            return Window(where.start, where.stop)
+        case _:
+            return At(tuple(int(index) for index in where))
+
+
+def scope_from_json(data: object) -> Scope:
+    """Reads what `Scope.to_json` wrote.
+
+    Raises:
+        FormatError: If it is not a scope.
+    """
+    match data:
+        case {"kind": "positions", "indices": [*indices]} if all(type(i) is int for i in indices):
+            return At(tuple(indices))
+        case {"kind": "window", "start": int() | None as start, "stop": int() | None as stop}:
+            return Window(start, stop)
+        case {"kind": str() as kind} if kind in _NAMED:
+            return _NAMED[kind]
+        case _:
+            raise FormatError(f"No scope is written as {data!r}; one of {', '.join(_NAMED)}, …")

@@ -1,0 +1,187 @@
+"""Plans: an ordered tuple of interventions, saved as JSON and safetensors; data, never code.
+
+A folder holds `plan.json` (readable, versioned) and `plan.safetensors` (the operands). The same
+plan runs in a notebook, on the command line and in the browser.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from workbench.core.errors import FormatError, OptionError
+from workbench.core.interventions import Intervention
+from workbench.core.operators import operator_from
+from workbench.core.place import scope_from_json
+from workbench.core.store import read_text, write_json, write_tensors
+
+FORMAT = "workbench.plan"
+VERSION = 1
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Interventions in the order in which they act at a site."""
+
+    interventions: tuple[Intervention, ...] = ()
+
+    def __iter__(self) -> Iterator[Intervention]:
+        return iter(self.interventions)
+
+    def __len__(self) -> int:
+        return len(self.interventions)
+
+    def __getitem__(self, index: int) -> Intervention:
+        return self.interventions[index]
+
+    def __add__(self, other: "Plan") -> "Plan":
+        return Plan(self.interventions + other.interventions)
+
+    @property
+    def replayable(self) -> bool:
+        """Whether it can be saved and run again: no bare function in it."""
+        return all(intervention.replayable for intervention in self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `plan.json` and `plan.safetensors`; returns the folder.
+
+        Raises:
+            NotReplayableError: If an intervention is a bare function.
+        """
+        folder = Path(folder)
+        data, tensors = to_data(self)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / "plan.safetensors", tensors)
+        write_json(folder / "plan.json", data)
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Reads a folder that `save` wrote, or its `plan.json`.
+
+        Raises:
+            FormatError: If a file is missing, truncated or not a plan.
+        """
+        path = Path(path)
+        file = path / "plan.json" if path.is_dir() else path
+        try:
+            data = json.loads(read_text(file))
+        except json.JSONDecodeError as error:
+            raise FormatError(f"{file} is not JSON: {error}.") from None
+        return from_data(data, _read_tensors(file.with_name("plan.safetensors")))
+
+
+Interventions = Plan | Iterable[Intervention]
+
+
+def as_plan(plan: Interventions) -> Plan:
+    """A plan from whatever `plan=` accepts.
+
+    Raises:
+        OptionError: If something else than an intervention is in it.
+    """
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, Intervention):
+        raise OptionError("plan", "a Plan or a list: plan=[intervention]", str(plan))
+    parts = tuple(plan)
+    for part in parts:
+        if not isinstance(part, Intervention):
+            raise OptionError("plan", "made of Interventions", type(part).__name__)
+    return Plan(parts)
+
+
+def to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The plan as JSON data and the tensors it refers to by `index.name`.
+
+    Raises:
+        NotReplayableError: If an intervention is a bare function.
+    """
+    tensors: dict[str, Tensor] = {}
+    items: list[dict[str, Any]] = []
+    for index, one in enumerate(plan):
+        operands = one.operator.tensors()
+        tensors.update({f"{index}.{name}": tensor for name, tensor in operands.items()})
+        items.append(
+            {
+                "sites": list(one.sites),
+                "operator": one.operator.name,
+                "scalars": dict(one.operator.scalars()),
+                "tensors": sorted(operands),
+                "positions": one.positions.to_json(),
+                "heads": one.heads,
+                "rows": one.rows,
+                "neurons": one.neurons,
+                "strength": one.strength,
+                "unit": one.unit,
+                "unit_size": one.unit_size,
+                "optional": one.optional,
+                "label": one.label,
+            }
+        )
+    return {"format": FORMAT, "version": VERSION, "interventions": items}, tensors
+
+
+def from_data(data: object, tensors: Mapping[str, Tensor]) -> Plan:
+    """The plan that `to_data` described.
+
+    Raises:
+        FormatError: If the data is no plan, of another version, or lacks a tensor.
+    """
+    match data:
+        case {"format": "workbench.plan", "version": int() as version, "interventions": [*items]}:
+            if version != VERSION:
+                raise FormatError(f"The plan has version {version}; this workbench reads {VERSION}.")
+            return Plan(tuple(_intervention(i, item, tensors) for i, item in enumerate(items)))
+        case _:
+            raise FormatError('No plan: expected {"format": "workbench.plan", "version": 1, …}.')
+
+
+_KEYS = frozenset(
+    "sites operator scalars tensors positions heads rows neurons strength unit unit_size optional "
+    "label".split()
+)
+
+
+def _intervention(index: int, item: Any, tensors: Mapping[str, Tensor]) -> Intervention:
+    if not isinstance(item, dict) or set(item) != _KEYS:
+        raise FormatError(f"plan[{index}] must have exactly the keys {', '.join(sorted(_KEYS))}.")
+    operands = _operands(index, item["tensors"], tensors)
+    try:
+        return Intervention(
+            item["sites"],
+            operator_from(item["operator"], item["scalars"], operands),
+            positions=scope_from_json(item["positions"]),
+            heads=item["heads"],
+            rows=item["rows"],
+            neurons=item["neurons"],
+            strength=item["strength"],
+            unit=item["unit"],
+            unit_size=item["unit_size"],
+            optional=bool(item["optional"]),
+            label=str(item["label"]),
+        )
+    except (TypeError, AttributeError) as error:
+        raise FormatError(f"plan[{index}] is malformed: {error}.") from None
+
+
+def _operands(index: int, names: Iterable[str], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    missing = [name for name in names if f"{index}.{name}" not in stored]
+    if missing:
+        raise FormatError(f"plan[{index}]: the tensors {missing} are not in plan.safetensors.")
+    return {name: stored[f"{index}.{name}"] for name in names}
+
+
+def _read_tensors(file: Path) -> Mapping[str, Tensor]:
+    if not file.exists():
+        return {}
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise FormatError(f"{file} cannot be read: {error}. Save the plan again.") from None

@@ -1,0 +1,226 @@
+"""A plan made ready for one model: which interventions act at which site, and what they did.
+
+Notable: a `Program` is frozen and may be shared; the tap it gives for a pass and the ledger it
+writes to belong to one run. A row, position, head or neuron that is not selected keeps its bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
+from workbench.core.interventions import Intervention
+from workbench.core.operators import check_like
+from workbench.core.place import Mask, Place
+from workbench.core.plan import Plan
+from workbench.core.protocols import Model
+from workbench.core.sites import Site, select
+from workbench.core.tap import UNTAPPED, Tap
+
+
+@final
+@dataclass(frozen=True)
+class Receipt:
+    """What one intervention of a plan did in a run.
+
+    `acted` counts the passes and sites where it selected at least one token, `tokens` the tokens
+    it touched, and `change` is the root of the summed squares of all it changed, in the unit of
+    the activation.
+    """
+
+    intervention: str
+    acted: int
+    tokens: int
+    change: float
+
+
+@final
+class Ledger:
+    """The growing account of one run; `receipts` closes it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._acted = [0] * len(plan)
+        self._tokens: list[list[Tensor | int]] = [[] for _ in plan]
+        self._squares: list[list[Tensor]] = [[] for _ in plan]
+
+    def note(self, index: int, tokens: Tensor | int, squares: Tensor) -> None:
+        """Adds one act; keeps tensors, so that a decode step never waits for a number."""
+        self._acted[index] += 1
+        self._tokens[index].append(tokens)
+        self._squares[index].append(squares)
+
+    def receipts(self) -> tuple[Receipt, ...]:
+        """One receipt per intervention, in the order of the plan."""
+        return tuple(
+            Receipt(
+                str(intervention),
+                self._acted[i],
+                sum(int(count) for count in self._tokens[i]),
+                float(sum(float(square) for square in self._squares[i]) ** 0.5),
+            )
+            for i, intervention in enumerate(self._plan)
+        )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A plan whose sites are resolved on one model."""
+
+    plan: Plan
+    by_site: Mapping[Site, tuple[int, ...]]
+
+    @property
+    def first_layer(self) -> int | None:
+        """The first block the plan touches; None if it acts before the blocks or not at all."""
+        layers = [site.layer for site in self.by_site]
+        found = [layer for layer in layers if layer is not None]
+        return min(found) if len(found) == len(layers) and found else None
+
+    def tap(self, place: Place, ledger: Ledger) -> Tap:
+        """The tap that carries the plan out in one pass."""
+        return PlanTap(self, place, ledger) if self.by_site else UNTAPPED
+
+    def finish(self, ledger: Ledger, lengths: Sequence[int], ended: str) -> tuple[Receipt, ...]:
+        """The receipts, once every intervention has acted as it must.
+
+        Raises:
+            NeverActedError: If one that is not optional never acted.
+            EmptySelectionError: If one names positions that no row has.
+        """
+        receipts = ledger.receipts()
+        for i, (one, receipt) in enumerate(zip(self.plan, receipts, strict=True)):
+            if one.optional or one.size == 0:
+                continue
+            missed = one.positions.missed(lengths)
+            if missed:
+                raise EmptySelectionError(
+                    f"plan[{i}], {one}: positions {list(missed)} are beyond the {max(lengths)} "
+                    "tokens of the run. Mark it optional if that is meant."
+                )
+            if not receipt.acted:
+                raise NeverActedError(
+                    f"plan[{i}], {one}, never acted: {ended}. Mark it optional if that is meant."
+                )
+        return receipts
+
+
+def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
+    """Resolves the sites and checks rows, before anything runs.
+
+    An intervention of strength 0 is left out here, so the run is bit-exact with one without it.
+
+    Raises:
+        UnknownNameError: If a site is not one of the model's.
+        OptionError: If a row is outside the batch.
+    """
+    by_site: dict[Site, list[int]] = {}
+    for index, one in enumerate(plan):
+        sites = select(one.sites, model.sites)
+        if one.rows is not None and max(one.rows) >= batch:
+            raise OptionError(f"plan[{index}].rows", f"below the {batch} rows of the run", one.rows)
+        if one.size == 0:
+            continue
+        for site in sites:
+            by_site.setdefault(site, []).append(index)
+    return Program(plan, {site: tuple(indices) for site, indices in by_site.items()})
+
+
+@final
+class PlanTap(Tap):
+    """Carries a program out in one pass."""
+
+    def __init__(self, program: Program, place: Place, ledger: Ledger) -> None:
+        self._program, self._place, self._ledger = program, place, ledger
+        self._selected: dict[int, bool | Mask] = {}  # per intervention, made once per pass
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return site in self._program.by_site
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        for index in self._program.by_site.get(site, ()):
+            value = self._act(index, site, value)
+        return value
+
+    def _act(self, index: int, site: Site, value: Tensor) -> Tensor:
+        one = self._program.plan[index]
+        tokens = self._tokens(index, one)
+        if tokens is False:
+            return value
+        new = one.operator(value, site, self._place, one.size)
+        check_like(new, value, site)
+        mask = _mask(one, tokens, site, value)
+        changed = new if mask is None else torch.where(mask, new, value)
+        moved = torch.linalg.vector_norm(changed.detach() - value.detach()) ** 2
+        self._ledger.note(index, _count(tokens, self._place), moved)
+        return changed
+
+    def _tokens(self, index: int, one: Intervention) -> bool | Mask:
+        if index not in self._selected:
+            self._selected[index] = _tokens(one, self._place)
+        return self._selected[index]
+
+
+def _tokens(one: Intervention, place: Place) -> bool | Mask:
+    """Which tokens of the pass are touched: rows, positions and pads taken together."""
+    chosen = one.positions.select(place)
+    if chosen is False:
+        return False
+    if one.rows is None and place.real is None and chosen is True:
+        return True
+    mask = torch.ones_like(place.positions, dtype=torch.bool) if chosen is True else chosen
+    if one.rows is not None:
+        rows = torch.zeros(mask.shape[0], 1, dtype=torch.bool, device=mask.device)
+        rows[list(one.rows)] = True
+        mask = mask & rows
+    if place.real is not None:
+        mask = mask & place.real
+    return mask if bool(mask.any()) else False
+
+
+def _mask(one: Intervention, tokens: bool | Mask, site: Site, value: Tensor) -> Tensor | None:
+    """The selection in the shape of the activation, or None for all of it."""
+    parts: list[Tensor] = []
+    if isinstance(tokens, Tensor):
+        parts.append(_as_axes(tokens, site, value.ndim))
+    if one.heads is not None:
+        parts.append(_along("head", one.heads, site, value))
+    if one.neurons is not None:
+        parts.append(_along(site.axes[-1], one.neurons, site, value))
+    if not parts:
+        return None
+    mask = parts[0]
+    for part in parts[1:]:
+        mask = mask & part
+    return mask
+
+
+def _as_axes(tokens: Mask, site: Site, ndim: int) -> Tensor:
+    axis = site.axes.index("pos") if "pos" in site.axes else site.axes.index("query")
+    shape = [1] * ndim
+    shape[0], shape[axis] = tokens.shape
+    return tokens.reshape(shape)
+
+
+def _along(axis: str, indices: tuple[int, ...], site: Site, value: Tensor) -> Tensor:
+    if axis not in site.axes:
+        raise OptionError(f"{axis}s at {site}", f"left out: its axes are {site.axes}", indices)
+    where = site.axes.index(axis)
+    if max(indices) >= value.shape[where]:
+        raise OptionError(f"{axis}s at {site}", f"below {value.shape[where]}", indices)
+    mask = torch.zeros(value.shape[where], dtype=torch.bool, device=value.device)
+    mask[list(indices)] = True
+    return mask.reshape([-1 if i == where else 1 for i in range(value.ndim)])
+
+
+def _count(tokens: bool | Mask, place: Place) -> Tensor | int:
+    if isinstance(tokens, Tensor):
+        return tokens.sum()
+    return place.positions.numel()

@@ -1,0 +1,142 @@
+"""What a model is to everything above it: sites, sizes, and a pure forward in three steps.
+
+Methods depend on these protocols only, so they can be tested on a tiny linear model whose answers
+are known exactly, and work on models of foreign libraries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from workbench.core.axes import Logits, Resid
+from workbench.core.cache import KeyValueCache
+from workbench.core.data import Batch
+from workbench.core.sites import Sites
+from workbench.core.tap import Tap
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The counts and widths of a model."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_key_value_heads: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """Text to tokens and back; never changed, so threads may share it."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text, where the model has one."""
+        ...
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        ...
+
+    def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        """The ids of a text, with the special tokens its model expects around it."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of ids."""
+        ...
+
+    def token_text(self, token: int) -> str:
+        """One token, readable, its leading space kept."""
+        ...
+
+    def single(self, text: str) -> int:
+        """The one token that `text` is.
+
+        Raises:
+            TokenError: If it is none or several; suggests near ones.
+        """
+        ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A frozen language model. Nothing about a run is ever stored on it."""
+
+    @property
+    def name(self) -> str:
+        """What it was loaded as."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A short digest of configuration and weights."""
+        ...
+
+    @property
+    def sites(self) -> Sites:
+        """Every site, in forward order."""
+        ...
+
+    @property
+    def sizes(self) -> Sizes:
+        """Its counts and widths."""
+        ...
+
+    @property
+    def tokenizer(self) -> Vocabulary | None:
+        """Its vocabulary, where it has one."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its weights."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        ...
+
+    def embed(self, batch: Batch, tap: Tap) -> Resid:
+        """The residual stream before block 0."""
+        ...
+
+    def layers(  # noqa: PLR0913 - the state of a pass is its arguments
+        self,
+        resid: Resid,
+        batch: Batch,
+        tap: Tap,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Resid:
+        """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them)."""
+        ...
+
+    def unembed(self, resid: Resid, tap: Tap, *, vocabulary: Tensor | None = None) -> Logits:
+        """Logits of a stream after the last block; of the given vocabulary columns only."""
+        ...
+
+
+def new_cache(model: Model, batch: int, capacity: int) -> KeyValueCache:
+    """An empty cache for `batch` rows of at most `capacity` columns."""
+    sizes = model.sizes
+    return KeyValueCache(
+        sizes.n_layers,
+        batch,
+        capacity,
+        sizes.n_key_value_heads,
+        sizes.d_head,
+        dtype=model.dtype,
+        device=model.device,
+    )

@@ -1,0 +1,70 @@
+"""Where a result comes from: enough to make it again, and to see that two are comparable."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+
+if TYPE_CHECKING:
+    from workbench.core.protocols import Model
+
+
+@final
+@dataclass(frozen=True)
+class Provenance:
+    """What made a result: software, model, data, method and its parameters, seed."""
+
+    method: str
+    source: str  # the paper, or "" for a plain run
+    model: str
+    fingerprint: str
+    dtype: str
+    data: str  # digest of the data
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    seed: int | None = None
+    workbench: str = field(default_factory=lambda: package_version())
+    torch: str = torch.__version__
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
+
+def provenance(  # noqa: PLR0913 - the fields of the record
+    model: "Model",
+    *,
+    method: str,
+    data: object,
+    source: str = "",
+    parameters: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> Provenance:
+    """The provenance of a result of `method` on `model` and `data` (anything JSON can hold)."""
+    return Provenance(
+        method=method,
+        source=source,
+        model=model.name,
+        fingerprint=model.fingerprint,
+        dtype=str(model.dtype).removeprefix("torch."),
+        data=digest(data),
+        parameters=dict(parameters or {}),
+        seed=seed,
+    )
+
+
+def digest(data: object) -> str:
+    """A short SHA-256 of anything JSON can hold."""
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def package_version() -> str:
+    """The installed version of this package."""
+    try:
+        return version("interp-workbench")
+    except PackageNotFoundError:
+        return "0+source"

@@ -1,0 +1,174 @@
+"""What every result is: values with named axes, a unit, checks and provenance; shown and saved.
+
+A result is frozen and never changes its inputs. Its checks stand beside its numbers: a residual,
+a baseline, an interval, a second method.
+"""
+
+import html
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core.errors import FormatError
+from workbench.core.provenance import Provenance
+from workbench.core.store import write_tensors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = "workbench.result"
+
+
+@final
+@dataclass(frozen=True)
+class Axis:
+    """A named axis and the label of each of its entries."""
+
+    name: str
+    labels: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Check:
+    """A number that says how far another can be trusted."""
+
+    name: str
+    value: float
+    unit: str
+    note: str  # what a good value is, in a sentence
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length; prints aligned, draws itself in a notebook."""
+
+    columns: Mapping[str, Sequence[Any]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One mapping per row."""
+        values = zip(*self.columns.values(), strict=True)
+        return [dict(zip(self.columns, row, strict=True)) for row in values]
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The same as a pandas frame."""
+        import pandas as pd
+
+        return pd.DataFrame(dict(self.columns))
+
+    @override
+    def __str__(self) -> str:
+        shown = {name: [name, *map(_shown, column)] for name, column in self.columns.items()}
+        widths = {name: max(map(len, cells)) for name, cells in shown.items()}
+        lines = zip(*([c.rjust(widths[n]) for c in cells] for n, cells in shown.items()), strict=True)
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(_shown(v))}</td>" for v in row.values()) + "</tr>"
+            for row in self.rows()
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class Result(ABC):
+    """A frozen result of a method."""
+
+    axes: tuple[Axis, ...]
+    unit: str
+    checks: tuple[Check, ...]
+    provenance: Provenance
+
+    @abstractmethod
+    def values(self) -> Mapping[str, Tensor]:
+        """Its tensors by name; the first has exactly `axes`."""
+
+    @abstractmethod
+    def table(self) -> Table:
+        """The numbers as a table, checks beside them."""
+
+    def save(self, file: str | Path) -> Path:
+        """Writes one safetensors file with everything, axes and provenance in its header."""
+        file = Path(file)
+        header = {
+            "format": FORMAT,
+            "kind": type(self).__name__,
+            "unit": self.unit,
+            "axes": [[axis.name, list(axis.labels)] for axis in self.axes],
+            "checks": [[c.name, c.value, c.unit, c.note] for c in self.checks],
+            "provenance": self.provenance.to_json(),
+        }
+        write_tensors(file, self.values(), {FORMAT: json.dumps(header, default=str)})
+        return file
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SavedResult(Result):
+    """Any result read back from its file."""
+
+    kind: str
+    axes: tuple[Axis, ...]
+    unit: str
+    checks: tuple[Check, ...]
+    provenance: Provenance
+    tensors: Mapping[str, Tensor]
+
+    @override
+    def values(self) -> Mapping[str, Tensor]:
+        return self.tensors
+
+    @override
+    def table(self) -> Table:
+        first = next(iter(self.tensors.values()))
+        return grid_table(self.axes, {next(iter(self.tensors)): first})
+
+
+def load_result(file: str | Path) -> SavedResult:
+    """Reads what `Result.save` wrote.
+
+    Raises:
+        FormatError: If the file is missing, truncated or no result.
+    """
+    try:
+        with safe_open(file, "pt") as stored:
+            metadata = stored.metadata() or {}
+            header = json.loads(metadata[FORMAT])
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        return SavedResult(
+            kind=header["kind"],
+            axes=tuple(Axis(name, tuple(labels)) for name, labels in header["axes"]),
+            unit=header["unit"],
+            checks=tuple(Check(*check) for check in header["checks"]),
+            provenance=Provenance(**header["provenance"]),
+            tensors=tensors,
+        )
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{file} is no saved result: {error}.") from None
+
+
+def grid_table(axes: Sequence[Axis], columns: Mapping[str, Tensor]) -> Table:
+    """A table of values on a grid, one row per cell, the axes' labels first."""
+    places = torch.cartesian_prod(*(torch.arange(len(axis.labels)) for axis in axes))
+    places = places.reshape(-1, len(axes)).T.tolist()
+    labels = {
+        axis.name: [axis.labels[i] for i in where] for axis, where in zip(axes, places, strict=True)
+    }
+    return Table({**labels, **{name: value.flatten().tolist() for name, value in columns.items()}})
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,261 @@
+"""Running a model: one forward with changes and recordings, and gradients at sites.
+
+Notable: everything a run needs is made here and dropped at its end; the model is only called.
+"""
+
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core.axes import Resid
+from workbench.core.data import Batch, PaddingSide, Prompt, batch_of
+from workbench.core.errors import (
+    EmptySelectionError,
+    NonFiniteError,
+    NotRecordedError,
+    OptionError,
+)
+from workbench.core.metrics import Metric, TokenMetric
+from workbench.core.plan import Interventions, as_plan
+from workbench.core.program import Ledger, Program, compile_plan
+from workbench.core.protocols import Model
+from workbench.core.sites import Selector, Site, Sites, select
+from workbench.core.tap import Recorder, Tap, chain
+from workbench.core.trace import Trace
+
+Check = Callable[[], None]
+Columns = Literal["last"] | int | Sequence[int] | None
+
+
+def run(  # noqa: PLR0913 - the arguments of a forward
+    model: Model,
+    prompt: Prompt | Batch,
+    *,
+    plan: Interventions = (),
+    record: Selector = (),
+    positions: Columns = None,
+    vocabulary: Sequence[int] | Int[Tensor, " column"] | None = None,
+    logits: bool = True,
+    padding_side: PaddingSide = "right",
+    check: Check | None = None,
+) -> Trace:
+    """One forward pass under a plan; what it left.
+
+    Costs one forward of as many blocks as are needed: all of them for logits, with `logits=False`
+    those up to the last recorded one. `positions` ("last", or content positions, negative ones
+    from each row's end) and `vocabulary` restrict what is unembedded. `check` is called at every
+    site and may raise to cancel.
+
+    Raises:
+        PromptError: If a prompt is empty, too long, or has unknown ids.
+        UnknownNameError: If a recorded site or one of the plan is not the model's.
+        NeverActedError: If an intervention changed nothing because it was never reached.
+        NonFiniteError: If the stream stops being finite; names the first site where it does.
+    """
+    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt, padding_side=padding_side)
+    wanted = select(record, model.sites) if callable(record) or record else ()
+    if not wanted and not logits:
+        raise EmptySelectionError("Nothing is asked for: record a site or leave out logits=False.")
+    program = compile_plan(as_plan(plan), model, len(batch.tokens))
+    ledger, recorder = Ledger(program.plan), Recorder(wanted)
+    tap = chain(*_checks(check), program.tap(batch.place, ledger), recorder)
+    columns, columns_of_vocabulary = _columns(positions, batch), _vocabulary(vocabulary, model)
+    tapped_late = any(_is_late(site, model) for site in (*wanted, *program.by_site))
+    stop = None if logits or tapped_late else _stop(wanted)
+    unembedded = None
+    with torch.no_grad():
+        resid = model.layers(model.embed(batch, tap), batch, tap, last=stop)
+        _check_finite(resid, model, batch, program)
+        if tapped_late:  # sites there have every position, whatever is asked of the logits
+            full = model.unembed(resid, tap, vocabulary=columns_of_vocabulary)
+            unembedded = pick(full, columns)
+        elif stop is None:
+            unembedded = model.unembed(pick(resid, columns), tap, vocabulary=columns_of_vocabulary)
+    return Trace(
+        model=model,
+        batch=batch,
+        plan=program.plan,
+        receipts=program.finish(ledger, batch.prompt.tolist(), _ended(stop)),
+        activations=MappingProxyType(_in_order(recorder, wanted)),
+        unembedded=unembedded if logits else None,
+        columns=columns,
+        vocabulary=columns_of_vocabulary,
+    )
+
+
+def gradients(
+    model: Model,
+    prompt: Prompt | Batch,
+    sites: Selector,
+    metric: Metric | TokenMetric,
+    *,
+    plan: Interventions = (),
+) -> dict[Site, Tensor]:
+    """The gradient of the metric, summed over the batch, at each of `sites`.
+
+    In the metric's unit per unit of activation, taken after the plan's changes at the site. Rows
+    do not mix, so each row holds the gradient of its own example. Costs one forward and one
+    backward, by `autograd.grad`: `backward` would add up all threads' gradients in shared
+    parameters.
+
+    Raises:
+        UnknownNameError: If the model lacks one of `sites`.
+    """
+    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    wanted, reader = select(sites, model.sites), metric.on(model)
+    program = compile_plan(as_plan(plan), model, len(batch.tokens))
+    ledger, leaves = Ledger(program.plan), Leaves(wanted)
+    tap = chain(program.tap(batch.place, ledger), leaves)
+    with torch.enable_grad():
+        resid = model.layers(model.embed(batch, tap), batch, tap)
+        answers = pick(resid, batch.last[:, None])
+        values = reader.read(
+            model.unembed(answers, tap, vocabulary=reader.vocabulary)[:, 0],
+            torch.arange(len(batch.tokens), device=resid.device),
+        )
+        nodes = leaves.found()
+        slopes = torch.autograd.grad(
+            values.sum(), list(nodes.values()), allow_unused=True, materialize_grads=True
+        )
+    program.finish(ledger, batch.prompt.tolist(), _ended(None))
+    return dict(zip(nodes, slopes, strict=True))
+
+
+@final
+class Leaves(Tap):
+    """Makes the activation at each site a node of the graph, whose gradient can be asked for."""
+
+    def __init__(self, sites: Sites) -> None:
+        self._sites = sites
+        self._nodes: dict[Site, Tensor] = {}
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        if site not in self._sites:
+            return value
+        node = value if value.requires_grad else value.detach().requires_grad_()
+        self._nodes[site] = node
+        return node
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return site in self._sites
+
+    def found(self) -> dict[Site, Tensor]:
+        """The nodes in the order of the sites asked for.
+
+        Raises:
+            NotRecordedError: If the forward never passed one.
+        """
+        missing = [str(site) for site in self._sites if site not in self._nodes]
+        if missing:
+            raise NotRecordedError(f"The forward never passed {', '.join(missing)}.")
+        return {site: self._nodes[site] for site in self._sites}
+
+
+@final
+class Checked(Tap):
+    """Calls `check` at every site, which may raise to cancel."""
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        self._check()
+        return value
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return False
+
+
+@final
+class FiniteWatch(Tap):
+    """Raises at the first site whose activation is not finite."""
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        bad = int((~torch.isfinite(value)).sum())
+        if bad and site.short != "attn.hook_attn_scores":  # masked scores are -inf
+            raise NonFiniteError(site, bad, value.numel())
+        return value
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return False
+
+
+def pick(resid: Float[Tensor, "batch pos width"], columns: Int[Tensor, "batch column"] | None) -> Float[Tensor, "batch column width"]:
+    """The values at some columns of each row; all of them for None."""
+    if columns is None:
+        return resid
+    return resid.gather(1, columns[:, :, None].expand(-1, -1, resid.shape[-1]))
+
+
+def _columns(positions: Columns, batch: Batch) -> Int[Tensor, "batch column"] | None:
+    if positions is None:
+        return None
+    if positions == "last":
+        return batch.last[:, None]
+    if isinstance(positions, str):
+        raise OptionError("positions", "'last', an index or indices", positions)
+    asked = torch.tensor([positions] if isinstance(positions, int) else list(positions))
+    if not len(asked):
+        raise EmptySelectionError("positions is empty; leave it out for all of them.")
+    lengths = batch.lengths[:, None]
+    absolute = torch.where(asked < 0, lengths + asked, asked.expand(len(lengths), -1))
+    if bool(((absolute < 0) | (absolute >= lengths)).any()):
+        raise OptionError("positions", f"below {int(lengths.min())}", asked.tolist())
+    first = batch.last[:, None] + 1 - lengths  # where the content of a row begins
+    return first + absolute
+
+
+def _vocabulary(vocabulary: Sequence[int] | Tensor | None, model: Model) -> Tensor | None:
+    if vocabulary is None:
+        return None
+    ids = torch.as_tensor(vocabulary, dtype=torch.long, device=model.device)
+    if ids.ndim != 1 or not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= model.sizes.d_vocab:
+        raise OptionError("vocabulary", f"token ids in 0…{model.sizes.d_vocab - 1}", ids.tolist())
+    return ids
+
+
+def _is_late(site: Site, model: Model) -> bool:
+    """Whether a site comes after the blocks."""
+    blocks = [i for i, known in enumerate(model.sites) if known.layer is not None]
+    return site.layer is None and model.sites.index(site) > max(blocks, default=0)
+
+
+def _stop(sites: Sites) -> int:
+    """How many blocks must run for these sites, none of which comes after the blocks."""
+    return max((site.layer for site in sites if site.layer is not None), default=-1) + 1
+
+
+def _ended(stop: int | None) -> str:
+    return "its scope selects no token" if stop is None else f"the run ended before block {stop}"
+
+
+def _checks(check: Check | None) -> tuple[Tap, ...]:
+    return () if check is None else (Checked(check),)
+
+
+def _in_order(recorder: Recorder, wanted: Sites) -> dict[Site, Tensor]:
+    seen = recorder.recorded()
+    missing = [str(site) for site in wanted if site not in seen]
+    if missing:
+        raise NotRecordedError(f"The run never passed {', '.join(missing)}.")
+    return {site: seen[site] for site in wanted}
+
+
+def _check_finite(resid: Resid, model: Model, batch: Batch, program: Program) -> None:
+    if bool(torch.isfinite(resid.sum())):
+        return
+    watch = chain(program.tap(batch.place, Ledger(program.plan)), FiniteWatch())
+    model.layers(model.embed(batch, watch), batch, watch)
+    bad = int((~torch.isfinite(resid)).sum())
+    raise NonFiniteError("the final residual stream", bad, resid.numel())

@@ -1,0 +1,76 @@
+"""Choosing the next token: a frozen sampler, and one random generator per row.
+
+Notable: a row's draws depend on its own seed alone, never on what else is in the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.core.errors import OptionError
+
+
+@final
+@dataclass(frozen=True)
+class Sampler:
+    """Greedy at temperature 0; else a draw from the tempered, truncated distribution.
+
+    `top_k` keeps the k likeliest tokens, then `top_p` the fewest whose probabilities reach p (the
+    one that crosses p included).
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            OptionError: If one is outside its range.
+        """
+        if not 0 <= self.temperature < float("inf"):
+            raise OptionError("temperature", "0 or more", self.temperature)
+        if self.top_k is not None and self.top_k < 1:
+            raise OptionError("top_k", "1 or more", self.top_k)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise OptionError("top_p", "above 0 and at most 1", self.top_p)
+
+    def choose(
+        self, logits: Float[Tensor, "batch d_vocab"], draws: "Sequence[torch.Generator]"
+    ) -> Int[Tensor, " batch"]:
+        """The next token of each row."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        kept = self._truncate(logits.float() / self.temperature).softmax(-1)
+        chosen = [torch.multinomial(row, 1, generator=g) for row, g in zip(kept, draws, strict=True)]
+        return torch.cat(chosen)
+
+    def _truncate(self, logits: Tensor) -> Tensor:
+        out = float("-inf")
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k).values[:, -1:]
+            logits = logits.masked_fill(logits < least, out)
+        if self.top_p is not None and self.top_p < 1:
+            ordered, order = logits.sort(descending=True)
+            mass = ordered.softmax(-1)
+            before = mass.cumsum(-1) - mass
+            cut = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= self.top_p)
+            logits = logits.masked_fill(cut, out)
+        return logits
+
+
+def generators(seed: int | Sequence[int], rows: int, device: torch.device) -> list[torch.Generator]:
+    """One generator per row: row i of an integer seed gets seed + i; a sequence names each.
+
+    Raises:
+        OptionError: If a sequence of seeds is not one per row.
+    """
+    seeds = [seed + row for row in range(rows)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != rows:
+        raise OptionError("seed", f"an integer or {rows} integers, one per row", seeds)
+    return [torch.Generator(device).manual_seed(int(one)) for one in seeds]

@@ -1,0 +1,96 @@
+"""The tap: the one idea everything else is made of.
+
+A tap is a function `(site, activation) -> activation`. The model calls its tap at every site and
+goes on with what it returns. Recording, ablating, patching, steering and differentiating are taps,
+and the tap is an argument of the forward. `wants` lets a model keep its fused kernels: a costly
+site (scores, pattern, a norm's inside, a head's result) is made only when somebody asks for it.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, final, runtime_checkable
+
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core.sites import Site, Sites
+
+
+@runtime_checkable
+class Tap(Protocol):
+    """What a model calls at every site; it must return a tensor like the one it was given."""
+
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        """The activation the model goes on with."""
+        ...
+
+    def wants(self, site: Site) -> bool:
+        """Whether this tap must see `site`; others may be fused away."""
+        ...
+
+
+@final
+class Untapped(Tap):
+    """The tap that changes nothing and asks for nothing."""
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        return value
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return False
+
+
+@final
+class Chain(Tap):
+    """Several taps as one: each sees what the one before it returned."""
+
+    def __init__(self, taps: tuple[Tap, ...]) -> None:
+        self._taps = taps
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        for tap in self._taps:
+            value = tap(site, value)
+        return value
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return any(tap.wants(site) for tap in self._taps)
+
+
+@final
+class Recorder(Tap):
+    """Keeps a reference to the activation at each of `sites`, as later taps will not see it change.
+
+    No copy is made: a pure forward never writes into what it has produced.
+    """
+
+    def __init__(self, sites: Sites) -> None:
+        self._sites = frozenset(sites)
+        self._seen: dict[Site, Tensor] = {}
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        if site in self._sites:
+            self._seen[site] = value
+        return value
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return site in self._sites
+
+    def recorded(self) -> Mapping[Site, Tensor]:
+        """What was seen, by site."""
+        return self._seen
+
+
+UNTAPPED = Untapped()
+
+
+def chain(*taps: Tap) -> Tap:
+    """One tap that applies `taps` in order; associative, with `UNTAPPED` as its neutral element."""
+    parts = tuple(tap for tap in taps if tap is not UNTAPPED)
+    if not parts:
+        return UNTAPPED
+    return parts[0] if len(parts) == 1 else Chain(parts)

@@ -1,0 +1,1 @@
+"""Models: a hooked Transformer composed of bricks, its families, and what loads them."""

@@ -1,0 +1,56 @@
+"""What a family is: it builds a stack from a config and says which weight goes where.
+
+A family is one file of `families/`, named like the config's `model_type`. Weight names are a
+table, so nothing is guessed: what is missing, left over or misshapen is listed in one error.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from workbench.core.registry import discover
+from workbench.models.config import Config
+from workbench.models.transformer import Stack
+
+
+class Family(ABC):
+    """One architecture: sizes from the config, bricks chosen, names of weights."""
+
+    @abstractmethod
+    def build(self, config: Config) -> Stack:
+        """An empty stack; called where new parameters take no memory.
+
+        Raises:
+            UnknownConfigKeyError: If the config has a key that would change the forward unheard.
+        """
+
+    @abstractmethod
+    def convert(self, weights: Mapping[str, Tensor], stack: Stack) -> Mapping[str, Tensor]:
+        """The checkpoint's weights under the stack's names, as views, nothing copied.
+
+        Names it does not know stay as they are, so that the loader reports them.
+        """
+
+
+def renamed(
+    weights: Mapping[str, Tensor], names: Mapping[str, str], n_layers: int, ignored: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Weights under new names, by a table whose `{}` stands for the layer.
+
+    Names that end in one of `ignored` (buffers older checkpoints carry) are dropped; unknown names
+    are kept, marked, for the loader to report.
+    """
+    table = {
+        old.format(layer): new.format(layer)
+        for old, new in names.items()
+        for layer in (range(n_layers) if "{}" in old else (0,))
+    }
+    return {
+        table.get(name, f"unknown:{name}"): tensor
+        for name, tensor in weights.items()
+        if not name.endswith(ignored)
+    }
+
+
+FAMILIES = discover("workbench.models.families", "FAMILY", Family)

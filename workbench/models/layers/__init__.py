@@ -1,0 +1,1 @@
+"""Bricks a transformer is composed of; none asks which model it serves."""

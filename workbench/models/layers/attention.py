@@ -1,0 +1,116 @@
+"""Attention: one fused kernel, unless someone asks for scores, pattern or a head's result."""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from workbench.core.axes import Resid
+from workbench.core.sites import Sites
+from workbench.core.tap import Tap
+from workbench.models.layers.context import At, Pass
+from workbench.models.layers.positions import rotate
+
+Heads = Float[Tensor, "batch pos head d_head"]
+HeadsFirst = Float[Tensor, "batch head pos d_head"]
+
+
+@final
+class Attention(nn.Module):
+    """Multi-head attention with grouped keys and values; `scale` multiplies the scores."""
+
+    def __init__(  # noqa: PLR0913 - the sizes and choices of the brick
+        self,
+        layer: int,
+        d_model: int,
+        n_heads: int,
+        n_key_value_heads: int,
+        d_head: int,
+        at: At,
+        *,
+        scale: float,
+        rotary: bool,
+        bias: bool,
+        out_bias: bool,
+    ) -> None:
+        super().__init__()
+        self.layer, self.n_heads, self.n_groups = layer, n_heads, n_key_value_heads
+        self.d_head, self.scale = d_head, scale
+        self.q = nn.Linear(d_model, n_heads * d_head, bias=bias)
+        self.k = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
+        self.v = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
+        self.o = nn.Linear(n_heads * d_head, d_model, bias=out_bias)
+        self.at_q, self.at_k = at("attn.hook_q"), at("attn.hook_k")
+        self.at_v, self.at_z = at("attn.hook_v"), at("attn.hook_z")
+        self.at_rot_q, self.at_rot_k = at("attn.hook_rot_q"), at("attn.hook_rot_k")
+        self.at_scores, self.at_pattern = at("attn.hook_attn_scores"), at("attn.hook_pattern")
+        self.at_result = at("attn.hook_result")
+        rotated = (self.at_rot_q, self.at_rot_k) if rotary else ()
+        inside = (self.at_scores, self.at_pattern, self.at_z, self.at_result)
+        self.sites: Sites = (self.at_q, self.at_k, self.at_v, *rotated, *inside)
+
+    def attend(self, x: Resid, tap: Tap, now: Pass) -> Resid:
+        """What the heads write, from the normalised stream."""
+        q = tap(self.at_q, self._split(self.q(x)))
+        k = tap(self.at_k, self._split(self.k(x)))
+        v = tap(self.at_v, self._split(self.v(x)))  # batch pos head d_head
+        if now.angles is not None:
+            q = tap(self.at_rot_q, rotate(q, now.angles))
+            k = tap(self.at_rot_k, rotate(k, now.angles))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # batch head pos d_head
+        if now.cache is not None:
+            k, v = now.cache.append(self.layer, k, v)
+        z = tap(self.at_z, self._mix(q, k, v, tap, now).transpose(1, 2))  # batch pos head d_head
+        return self._out(z, tap)
+
+    def _split(self, x: Float[Tensor, "batch pos width"]) -> Heads:
+        return x.unflatten(-1, (-1, self.d_head))
+
+    def _mix(self, q: HeadsFirst, k: Tensor, v: Tensor, tap: Tap, now: Pass) -> HeadsFirst:
+        if tap.wants(self.at_scores) or tap.wants(self.at_pattern):
+            return self._mix_openly(q, k, v, tap, now)
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=now.visible,
+            is_causal=now.causal,
+            scale=self.scale,
+            enable_gqa=self.n_heads != self.n_groups,
+        )
+
+    def _mix_openly(self, q: HeadsFirst, k: Tensor, v: Tensor, tap: Tap, now: Pass) -> HeadsFirst:
+        each = self.n_heads // self.n_groups
+        k, v = k.repeat_interleave(each, 1), v.repeat_interleave(each, 1)
+        wide = q.float() if q.dtype in (torch.float16, torch.bfloat16) else q
+        scores = einsum(
+            wide, k.to(wide), "batch head query d, batch head key d -> batch head query key"
+        )
+        scores = scores * self.scale
+        hidden = _hidden(now, scores)
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, float("-inf"))
+        scores = tap(self.at_scores, scores)
+        pattern = tap(self.at_pattern, scores.softmax(-1))
+        return einsum(
+            pattern.to(v), v, "batch head query key, batch head key d -> batch head query d"
+        )
+
+    def _out(self, z: Heads, tap: Tap) -> Resid:
+        if not tap.wants(self.at_result):
+            return self.o(z.flatten(2))
+        by_head = rearrange(self.o.weight, "d_model (head d) -> head d d_model", d=self.d_head)
+        result = einsum(z, by_head, "batch pos head d, head d d_model -> batch pos head d_model")
+        total = tap(self.at_result, result).sum(2)
+        return total if self.o.bias is None else total + self.o.bias
+
+
+def _hidden(now: Pass, scores: Tensor) -> Tensor | None:
+    if now.visible is not None:
+        return ~now.visible
+    if now.causal:
+        return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return None

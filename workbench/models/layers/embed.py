@@ -1,0 +1,60 @@
+"""Embedding and unembedding."""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from workbench.core.axes import Logits, Resid
+from workbench.core.data import Batch
+from workbench.core.sites import Sites
+from workbench.core.tap import Tap
+from workbench.models.layers.context import outside_blocks
+
+
+@final
+class Embedding(nn.Module):
+    """Token embedding, with learned positions where `n_positions` is given."""
+
+    def __init__(self, d_vocab: int, d_model: int, n_positions: int | None = None) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(d_vocab, d_model))
+        learned = None if n_positions is None else nn.Parameter(torch.empty(n_positions, d_model))
+        self.positions = learned
+        self.at_embed = outside_blocks("hook_embed")
+        self.at_positions = outside_blocks("hook_pos_embed")
+        self.sites: Sites = (self.at_embed,)
+        if learned is not None:
+            self.sites = (self.at_embed, self.at_positions)
+
+    def embed(self, batch: Batch, tap: Tap) -> Resid:
+        """The residual stream before block 0."""
+        resid = tap(self.at_embed, F.embedding(batch.tokens, self.tokens))
+        if self.positions is None:
+            return resid
+        learned = F.embedding(batch.positions, self.positions)
+        if batch.real is not None:
+            learned = learned * batch.real[:, :, None]  # a pad has no position
+        return resid + tap(self.at_positions, learned)
+
+
+@final
+class Unembedding(nn.Module):
+    """Logits of a normalised stream; of some vocabulary columns only, if asked."""
+
+    def __init__(self, d_model: int, d_vocab: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_vocab, d_model))
+        self.bias = nn.Parameter(torch.empty(d_vocab)) if bias else None
+        self.at_logits = outside_blocks("hook_unembed")
+        self.sites: Sites = (self.at_logits,)
+
+    def unembed(self, x: Resid, tap: Tap, vocabulary: Tensor | None) -> Logits:
+        """The logits of all columns, or of `vocabulary` only."""
+        if vocabulary is None:
+            return tap(self.at_logits, F.linear(x, self.weight, self.bias))
+        if tap.wants(self.at_logits):  # an intervention there counts columns of the vocabulary
+            return tap(self.at_logits, F.linear(x, self.weight, self.bias))[..., vocabulary]
+        bias = None if self.bias is None else self.bias[vocabulary]
+        return F.linear(x, self.weight[vocabulary], bias)

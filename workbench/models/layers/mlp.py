@@ -1,0 +1,62 @@
+"""The feed-forward bricks: plain and gated, and none at all."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+from torch import nn
+from typing_extensions import override
+
+from workbench.core.axes import Resid
+from workbench.core.sites import Sites
+from workbench.core.tap import Tap
+from workbench.models.config import Activation
+from workbench.models.layers.context import At
+
+
+class FeedForward(nn.Module, ABC):
+    """What a block does to each position by itself."""
+
+    sites: Sites
+
+    @abstractmethod
+    def feed(self, x: Resid, tap: Tap) -> Resid:
+        """What the neurons write, from the normalised stream."""
+
+
+@final
+class MLP(FeedForward):
+    """act(x W_in) W_out."""
+
+    def __init__(self, d_model: int, d_mlp: int, act: Activation, at: At, *, bias: bool) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_mlp, bias=bias)
+        self.down = nn.Linear(d_mlp, d_model, bias=bias)
+        self.act = act
+        self.at_pre, self.at_post = at("mlp.hook_pre"), at("mlp.hook_post")
+        self.sites = (self.at_pre, self.at_post)
+
+    @override
+    def feed(self, x: Resid, tap: Tap) -> Resid:
+        pre = tap(self.at_pre, self.up(x))
+        return self.down(tap(self.at_post, self.act(pre)))
+
+
+@final
+class GatedMLP(FeedForward):
+    """(act(x W_gate) * x W_in) W_out; `hook_pre` is the gate's, `hook_pre_linear` the other's."""
+
+    def __init__(self, d_model: int, d_mlp: int, act: Activation, at: At, *, bias: bool) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_mlp, bias=bias)
+        self.up = nn.Linear(d_model, d_mlp, bias=bias)
+        self.down = nn.Linear(d_mlp, d_model, bias=bias)
+        self.act = act
+        self.at_pre, self.at_post = at("mlp.hook_pre"), at("mlp.hook_post")
+        self.at_linear = at("mlp.hook_pre_linear")
+        self.sites = (self.at_pre, self.at_linear, self.at_post)
+
+    @override
+    def feed(self, x: Resid, tap: Tap) -> Resid:
+        pre = tap(self.at_pre, self.gate(x))
+        linear = tap(self.at_linear, self.up(x))
+        return self.down(tap(self.at_post, self.act(pre) * linear))

@@ -1,0 +1,85 @@
+"""Norms; fused unless someone asks for the scale or the normalised stream inside.
+
+Notable, as in the classic interface: `hook_normalized` of a LayerNorm is after its weight and bias,
+of an RMSNorm before its weight.
+"""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+import torch
+
+from workbench.core.axes import Resid
+from workbench.core.sites import Sites
+from workbench.core.tap import Tap
+from workbench.models.layers.context import At
+
+
+class Norm(nn.Module, ABC):
+    """A normalisation of the residual stream, with its two sites."""
+
+    sites: Sites
+
+    @abstractmethod
+    def normalise(self, x: Resid, tap: Tap) -> Resid:
+        """The normalised stream, as the next linear map reads it."""
+
+
+@final
+class RMSNorm(Norm):
+    """x / sqrt(mean(x²) + eps) * weight."""
+
+    def __init__(self, width: int, eps: float, at: At, name: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+        self.scale, self.normalized = at(f"{name}.hook_scale"), at(f"{name}.hook_normalized")
+        self.sites = (self.scale, self.normalized)
+
+    @override
+    def normalise(self, x: Resid, tap: Tap) -> Resid:
+        if not (tap.wants(self.scale) or tap.wants(self.normalized)):
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        scale = tap(self.scale, (wide.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        return (tap(self.normalized, wide / scale) * self.weight).to(x.dtype)
+
+
+@final
+class LayerNorm(Norm):
+    """(x - mean) / sqrt(variance + eps) * weight + bias."""
+
+    def __init__(self, width: int, eps: float, at: At, name: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.eps = eps
+        self.scale, self.normalized = at(f"{name}.hook_scale"), at(f"{name}.hook_normalized")
+        self.sites = (self.scale, self.normalized)
+
+    @override
+    def normalise(self, x: Resid, tap: Tap) -> Resid:
+        if not (tap.wants(self.scale) or tap.wants(self.normalized)):
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        centred = wide - wide.mean(-1, keepdim=True)
+        scale = tap(self.scale, (centred.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        return tap(self.normalized, centred / scale * self.weight + self.bias).to(x.dtype)
+
+
+@final
+class NoNorm(Norm):
+    """No norm at all; hand-built models have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites = ()
+
+    @override
+    def normalise(self, x: Resid, tap: Tap) -> Resid:
+        return x
+
+

@@ -1,0 +1,168 @@
+"""From a name, a folder, a file or a Hugging Face model in memory to a frozen model.
+
+Notable: weights are memory-mapped and stay where they are; new parameters are made on the meta
+device, so building a model allocates nothing and draws no random number.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from workbench.core.errors import NonFiniteError, OptionError, WeightsError
+from workbench.core.protocols import Vocabulary
+from workbench.models.checkpoint import read_folder, resolve
+from workbench.models.config import Config
+from workbench.models.family import FAMILIES, Family
+from workbench.models.tokenizer import Tokenizer
+from workbench.models.transformer import Stack, Transformer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BUILT_IN = "induction"  # the hand-built model, which needs no download
+
+
+def load(
+    source: "str | Path | PreTrainedModel",
+    *,
+    tokenizer: object | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Transformer:
+    """A frozen model from what `source` names.
+
+    A known asset (`workbench pull` lists them; pulled when absent), a Hugging Face folder, a hub
+    id, a `.gguf` file (converted once, into the cache), or a Hugging Face model in memory, whose
+    weights are shared, not copied. `dtype` and `device` default to those of the weights; giving
+    either copies what must change. Weights in their own dtype take no more memory than their file.
+
+    Raises:
+        UnknownNameError: If there is no such asset, folder, file or family.
+        WeightsError: If weights are missing, left over, misshapen, truncated or not finite.
+        UnknownConfigKeyError: If the config has a key that would change the forward unheard.
+    """
+    if not isinstance(source, str | Path):
+        return _from_memory(source, tokenizer, dtype, device)
+    folder = resolve(str(source))
+    checkpoint = read_folder(folder)
+    vocabulary = Tokenizer.from_folder(folder) if tokenizer is None else as_vocabulary(tokenizer)
+    return assemble(
+        checkpoint.config,
+        checkpoint.weights,
+        name=Path(source).name if Path(source).exists() else str(source),
+        tokenizer=vocabulary,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def assemble(  # noqa: PLR0913 - what a model consists of
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    *,
+    name: str,
+    tokenizer: Vocabulary | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Transformer:
+    """A frozen model from a Hugging Face config and weights by their Hugging Face names.
+
+    Raises:
+        UnknownNameError: If no family has the config's `model_type`.
+        WeightsError: If weights do not fit the config, all in one message.
+    """
+    family_name = config.get("model_type")
+    if not isinstance(family_name, str):
+        raise OptionError("model_type", f"one of {', '.join(FAMILIES)}", family_name)
+    stack = empty(FAMILIES[family_name], Config(family_name, config))
+    fill(stack, FAMILIES[family_name].convert(weights, stack))
+    if dtype is not None or device is not None:
+        stack = stack.to(device=device, dtype=dtype)
+    check_finite(stack)
+    digest = fingerprint(config, stack)
+    return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer)
+
+
+def empty(family: Family, config: Config) -> Stack:
+    """A stack whose parameters take no memory yet."""
+    with torch.device("meta"):
+        return family.build(config)
+
+
+def fill(stack: Stack, weights: Mapping[str, Tensor]) -> None:
+    """Puts weights in place, as they are, without a copy.
+
+    Raises:
+        WeightsError: If any is missing, unexpected or misshapen.
+    """
+    expected = {name: tuple(p.shape) for name, p in stack.named_parameters(remove_duplicate=False)}
+    problems = [f"missing: {name}" for name in expected if name not in weights]
+    problems += [f"unexpected: {n.removeprefix('unknown:')}" for n in weights if n not in expected]
+    problems += [
+        f"misshapen: {name} is {tuple(weights[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in weights and tuple(weights[name].shape) != shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:40])
+        more = f"\n  … and {len(problems) - 40} more" if len(problems) > 40 else ""  # noqa: PLR2004
+        raise WeightsError(f"{len(problems)} weights do not fit the config:\n  {shown}{more}")
+    stack.load_state_dict(dict(weights), assign=True, strict=True)
+
+
+def check_finite(stack: Stack) -> None:
+    """Refuses weights with NaN or infinity; reads every weight once.
+
+    Raises:
+        NonFiniteError: If one is not finite; names the first.
+    """
+    for name, weight in stack.named_parameters():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight.sum())):
+            bad = int((~torch.isfinite(weight)).sum())
+            if bad:  # a sum of finite numbers may overflow
+                raise NonFiniteError(name, bad, weight.numel())
+
+
+def fingerprint(config: Mapping[str, Any], stack: Stack) -> str:
+    """A short digest of the config and of a few hundred values of every weight."""
+    state = hashlib.sha256(json.dumps(dict(config), sort_keys=True, default=str).encode())
+    for name, weight in stack.named_parameters():
+        state.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        flat = weight.detach()
+        flat = flat[:: max(1, len(flat) // 16)].flatten() if flat.ndim > 1 else flat
+        step = max(1, flat.numel() // 256)
+        state.update(flat[::step].float().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
+def as_vocabulary(tokenizer: object) -> Vocabulary:
+    """A tokenizer of ours from one of ours, of Hugging Face, or anything that meets the protocol."""
+    if isinstance(tokenizer, Vocabulary):
+        return tokenizer
+    return Tokenizer.from_transformers(tokenizer)
+
+
+def _from_memory(
+    source: "PreTrainedModel",
+    tokenizer: object | None,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+) -> Transformer:
+    from transformers import PreTrainedModel
+
+    if not isinstance(source, PreTrainedModel):
+        raise OptionError("source", "a name, a path or a Hugging Face model", type(source).__name__)
+    config = source.config.to_dict()
+    return assemble(
+        config,
+        {name: tensor.detach() for name, tensor in source.state_dict().items()},
+        name=str(config.get("_name_or_path") or config["model_type"]),
+        tokenizer=None if tokenizer is None else as_vocabulary(tokenizer),
+        dtype=dtype,
+        device=device,
+    )

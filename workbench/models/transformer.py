@@ -1,0 +1,170 @@
+"""The hooked Transformer: a stack of blocks and a pure forward in three steps.
+
+Notable: blocks are handed in by a family, so nothing here asks which model it is; and nothing is
+ever written to a module after it is loaded: tap, cache and positions are arguments.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from workbench.core.axes import Logits, Resid
+from workbench.core.cache import KeyValueCache
+from workbench.core.data import Batch
+from workbench.core.protocols import Sizes, Vocabulary
+from workbench.core.sites import Sites
+from workbench.core.tap import Tap
+from workbench.models.layers.attention import Attention
+from workbench.models.layers.context import Angles, At, Pass, visibility
+from workbench.models.layers.embed import Embedding, Unembedding
+from workbench.models.layers.mlp import FeedForward
+from workbench.models.layers.norm import Norm
+from workbench.models.layers.positions import Rotary
+
+
+@final
+class Block(nn.Module):
+    """A pre-norm block: attention, then (where there is one) a feed-forward, each added."""
+
+    def __init__(
+        self, at: At, *, ln1: Norm, attn: Attention, ln2: Norm, mlp: FeedForward | None
+    ) -> None:
+        super().__init__()
+        self.ln1, self.attn, self.ln2, self.mlp = ln1, attn, ln2, mlp
+        self.at_pre, self.at_attn_out = at("hook_resid_pre"), at("hook_attn_out")
+        self.at_mid, self.at_mlp_in = at("hook_resid_mid"), at("hook_mlp_in")
+        self.at_mlp_out, self.at_post = at("hook_mlp_out"), at("hook_resid_post")
+        before = (self.at_pre, *ln1.sites, *attn.sites, self.at_attn_out)
+        between = () if mlp is None else (self.at_mid, self.at_mlp_in, *ln2.sites, *mlp.sites)
+        after = () if mlp is None else (self.at_mlp_out,)
+        self.sites: Sites = (*before, *between, *after, self.at_post)
+
+    def step(self, resid: Resid, tap: Tap, now: Pass) -> Resid:
+        """The stream after this block."""
+        resid = tap(self.at_pre, resid)
+        written = self.attn.attend(self.ln1.normalise(resid, tap), tap, now)
+        resid = resid + tap(self.at_attn_out, written)
+        if self.mlp is not None:
+            resid = tap(self.at_mid, resid)
+            read = tap(self.at_mlp_in, resid)
+            written = self.mlp.feed(self.ln2.normalise(read, tap), tap)
+            resid = resid + tap(self.at_mlp_out, written)
+        return tap(self.at_post, resid)
+
+
+@final
+class Stack(nn.Module):
+    """The weights of a transformer and how they are arranged; knows no name and no tokenizer."""
+
+    def __init__(
+        self,
+        *,
+        sizes: Sizes,
+        embed: Embedding,
+        blocks: Sequence[Block],
+        ln_final: Norm,
+        unembed: Unembedding,
+        rotary: Rotary | None,
+        causal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.sizes, self.rotary, self.causal = sizes, rotary, causal
+        self.embed, self.ln_final, self.unembed = embed, ln_final, unembed
+        self.blocks = nn.ModuleList(blocks)
+        inner = (site for block in blocks for site in block.sites)
+        self.sites: Sites = (*embed.sites, *inner, *ln_final.sites, *unembed.sites)
+
+
+@final
+class Transformer:
+    """A frozen language model: meets the `Model` protocol of the core."""
+
+    def __init__(
+        self, stack: Stack, *, name: str, fingerprint: str, tokenizer: Vocabulary | None
+    ) -> None:
+        self._stack = stack.requires_grad_(requires_grad=False).eval()
+        self._name, self._fingerprint, self._tokenizer = name, fingerprint, tokenizer
+        self._blocks = tuple(block for block in stack.blocks if isinstance(block, Block))
+
+    @property
+    def name(self) -> str:
+        """What it was loaded as."""
+        return self._name
+
+    @property
+    def fingerprint(self) -> str:
+        """A short digest of configuration and weights."""
+        return self._fingerprint
+
+    @property
+    def tokenizer(self) -> Vocabulary | None:
+        """Its vocabulary, where it has one."""
+        return self._tokenizer
+
+    @property
+    def stack(self) -> Stack:
+        """The module that holds the weights; they are frozen, and are to stay as they are."""
+        return self._stack
+
+    @property
+    def sites(self) -> Sites:
+        """Every site, in forward order."""
+        return self._stack.sites
+
+    @property
+    def sizes(self) -> Sizes:
+        """Its counts and widths."""
+        return self._stack.sizes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its weights."""
+        return self._stack.embed.tokens.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self._stack.embed.tokens.device
+
+    def embed(self, batch: Batch, tap: Tap) -> Resid:
+        """The residual stream before block 0."""
+        return self._stack.embed.embed(batch, tap)
+
+    def layers(  # noqa: PLR0913 - the state of a pass is its arguments
+        self,
+        resid: Resid,
+        batch: Batch,
+        tap: Tap,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Resid:
+        """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them)."""
+        visible, causal = visibility(batch, cache, causal=self._stack.causal)
+        now = Pass(self._angles(batch), visible, causal, cache)
+        for block in self._blocks[first:last]:
+            resid = block.step(resid, tap, now)
+        return resid
+
+    def unembed(self, resid: Resid, tap: Tap, *, vocabulary: Tensor | None = None) -> Logits:
+        """Logits of a stream after the last block; of the given vocabulary columns only."""
+        return self._stack.unembed.unembed(
+            self._stack.ln_final.normalise(resid, tap), tap, vocabulary
+        )
+
+    def __repr__(self) -> str:
+        sizes = self.sizes
+        return (
+            f"Transformer({self.name!r}, {sizes.n_layers} layers x {sizes.n_heads} heads, "
+            f"d_model {sizes.d_model}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
+        )
+
+    def _angles(self, batch: Batch) -> Angles | None:
+        rotary = self._stack.rotary
+        if rotary is None:
+            return None
+        positions = batch.positions[:1] if batch.uniform else batch.positions
+        return rotary.angles(positions, self.dtype)
