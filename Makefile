@@ -19,8 +19,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # the gate's order is part of the gate
-.PHONY: help app test lint types core contracts rest browser docs assets chromium format bench \
-	shots constraints clean
+.PHONY: help app test lint types core contracts rest browser docs assets chromium format \
+	lengths bench shots constraints clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,9 @@ chromium:
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -qq -y --no-install-recommends $(APT_PACKAGES); \
 	else echo "NO CHROMIUM: browser tests will not run. Install: $(APT_PACKAGES)."; fi
+
+lengths: $(DEV_READY) ## what is longer than we aim for; a question, not a failure
+	$(BIN)/python -m tests.lengths
 
 bench: $(DEV_READY) ## time the workbench beside its peers
 	$(BIN)/workbench bench
