@@ -146,8 +146,9 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         raise OptionError("stop", "left out: this model has no tokenizer", stops)
     sampler = Sampler(temperature, top_k, top_p)
     draws = generators(seed, len(batch.tokens), model.device)
-    writer = _Writer(model, batch, as_plan(plan), use_cache=use_cache, check=check)
     limit = min(max_new_tokens, room)
+    capacity = batch.tokens.shape[1] + limit if use_cache else None
+    writer = _Writer(model, batch, as_plan(plan), capacity, check)
     ledgers = _Rows(model.tokenizer, batch, stops)
     pieces = _pieces(writer, ledgers, sampler, draws, limit)
     return pieces if stream else _collect(pieces, writer, ledgers, batch)
@@ -237,16 +238,15 @@ class _Writer:
     """The passes of one generation: a prefill, then a step per token, cached or in full."""
 
     def __init__(
-        self, model: Model, batch: Batch, plan: Plan, *, use_cache: bool, check: Check | None
+        self, model: Model, batch: Batch, plan: Plan, capacity: int | None, check: Check | None
     ) -> None:
         self._model, self._batch = model, batch
         self.program: Program = compile_plan(plan, model, len(batch.tokens))
         self.receipts: tuple[Receipt, ...] = ()
         self._ledger = Ledger(plan)
         self._checks: tuple[Tap, ...] = () if check is None else (Checked(check),)
-        self._cache = None
-        if use_cache:
-            self._cache = new_cache(model, len(batch.tokens), batch.tokens.shape[1] + 256)
+        rows = len(batch.tokens)
+        self._cache = None if capacity is None else new_cache(model, rows, capacity)
         self._longest = int(batch.prompt.max())
 
     def prefill(self) -> Float[Tensor, "batch d_vocab"]:

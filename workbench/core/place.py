@@ -37,6 +37,20 @@ class Place:
         """Whether column i of every row is position i."""
         return self.real is None and self.low == 0
 
+    def of(self, rows: Sequence[int]) -> "Place":
+        """The same for some rows only, in their order."""
+        at = list(rows)
+        positions, prompt = self.positions[at], self.prompt[at]
+        return Place(
+            positions,
+            None if self.real is None else self.real[at],
+            prompt,
+            int(positions.min()),
+            int(positions.max()),
+            int(prompt.min()),
+            int(prompt.max()),
+        )
+
 
 class Scope(ABC):
     """The positions at which an intervention acts."""

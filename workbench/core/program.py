@@ -137,7 +137,7 @@ class PlanTap(Tap):
 
     def __init__(self, program: Program, place: Place, ledger: Ledger) -> None:
         self._program, self._place, self._ledger = program, place, ledger
-        self._selected: dict[int, bool | Mask] = {}  # per intervention, made once per pass
+        self._selected: dict[int, tuple[Place, bool | Mask]] = {}  # made once per pass
 
     @override
     def wants(self, site: Site) -> bool:
@@ -151,35 +151,34 @@ class PlanTap(Tap):
 
     def _act(self, index: int, site: Site, value: Tensor) -> Tensor:
         one = self._program.plan[index]
-        tokens = self._tokens(index, one)
+        place, tokens = self._where(index, one)
         if tokens is False:
             return value
-        new = one.operator(value, site, self._place, one.size)
-        check_like(new, value, site)
-        mask = _mask(one, tokens, site, value)
-        changed = new if mask is None else torch.where(mask, new, value)
-        moved = torch.linalg.vector_norm(changed.detach() - value.detach()) ** 2
-        self._ledger.note(index, _count(tokens, self._place), moved)
-        return changed
+        part = value if one.rows is None else value[list(one.rows)]
+        new = one.operator(part, site, place, one.size)
+        check_like(new, part, site)
+        mask = _mask(one, tokens, site, part)
+        changed = new if mask is None else torch.where(mask, new, part)
+        moved = torch.linalg.vector_norm((changed - part).detach()) ** 2
+        self._ledger.note(index, _count(tokens, place), moved)
+        if one.rows is None:
+            return changed
+        rows = torch.tensor(one.rows, device=value.device)
+        return value.index_copy(0, rows, changed)
 
-    def _tokens(self, index: int, one: Intervention) -> bool | Mask:
+    def _where(self, index: int, one: Intervention) -> tuple[Place, bool | Mask]:
         if index not in self._selected:
-            self._selected[index] = _tokens(one, self._place)
+            place = self._place if one.rows is None else self._place.of(one.rows)
+            self._selected[index] = (place, _tokens(one, place))
         return self._selected[index]
 
 
 def _tokens(one: Intervention, place: Place) -> bool | Mask:
-    """Which tokens of the pass are touched: rows, positions and pads taken together."""
+    """Which tokens of these rows are touched: positions and pads taken together."""
     chosen = one.positions.select(place)
-    if chosen is False:
-        return False
-    if one.rows is None and place.real is None and chosen is True:
-        return True
+    if isinstance(chosen, bool) and (not chosen or place.real is None):
+        return chosen
     mask = torch.ones_like(place.positions, dtype=torch.bool) if chosen is True else chosen
-    if one.rows is not None:
-        rows = torch.zeros(mask.shape[0], 1, dtype=torch.bool, device=mask.device)
-        rows[list(one.rows)] = True
-        mask = mask & rows
     if place.real is not None:
         mask = mask & place.real
     return mask if bool(mask.any()) else False

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, final
 
@@ -54,6 +54,13 @@ def provenance(  # noqa: PLR0913 - the fields of the record
         parameters=dict(parameters or {}),
         seed=seed,
     )
+
+
+def hyper_parameters(method: object) -> dict[str, Any]:
+    """The fields of a method by name; a method is a dataclass, its fields its hyper-parameters."""
+    if not is_dataclass(method):
+        return {}
+    return {field.name: vars(method)[field.name] for field in fields(method)}
 
 
 def digest(data: object) -> str:

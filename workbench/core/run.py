@@ -25,7 +25,7 @@ from workbench.core.plan import Interventions, as_plan
 from workbench.core.program import Ledger, Program, compile_plan
 from workbench.core.protocols import Model
 from workbench.core.sites import Selector, Site, Sites, select
-from workbench.core.tap import Recorder, Tap, chain
+from workbench.core.tap import UNTAPPED, Recorder, Tap, chain
 from workbench.core.trace import Trace
 
 Check = Callable[[], None]
@@ -42,14 +42,16 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     vocabulary: Sequence[int] | Int[Tensor, " column"] | None = None,
     logits: bool = True,
     padding_side: PaddingSide = "right",
+    tap: Tap = UNTAPPED,
     check: Check | None = None,
 ) -> Trace:
     """One forward pass under a plan; what it left.
 
     Costs one forward of as many blocks as are needed: all of them for logits, with `logits=False`
     those up to the last recorded one. `positions` ("last", or content positions, negative ones
-    from each row's end) and `vocabulary` restrict what is unembedded. `check` is called at every
-    site and may raise to cancel.
+    from each row's end) and `vocabulary` restrict what is unembedded. `tap` is any tap of
+    your own, called after the plan and before recording. `check` is called at every site and may
+    raise to cancel.
 
     Raises:
         PromptError: If a prompt is empty, too long, or has unknown ids.
@@ -63,19 +65,19 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         raise EmptySelectionError("Nothing is asked for: record a site or leave out logits=False.")
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
     ledger, recorder = Ledger(program.plan), Recorder(wanted)
-    tap = chain(*_checks(check), program.tap(batch.place, ledger), recorder)
+    whole = chain(*_checks(check), program.tap(batch.place, ledger), tap, recorder)
     columns, columns_of_vocabulary = _columns(positions, batch), _vocabulary(vocabulary, model)
-    tapped_late = any(_is_late(site, model) for site in (*wanted, *program.by_site))
+    tapped_late = any(whole.wants(site) for site in _late(model))
     stop = None if logits or tapped_late else _stop(wanted)
     unembedded = None
     with torch.no_grad():
-        resid = model.layers(model.embed(batch, tap), batch, tap, last=stop)
+        resid = model.layers(model.embed(batch, whole), batch, whole, last=stop)
         _check_finite(resid, model, batch, program)
         if tapped_late:  # sites there have every position, whatever is asked of the logits
-            full = model.unembed(resid, tap, vocabulary=columns_of_vocabulary)
+            full = model.unembed(resid, whole, vocabulary=columns_of_vocabulary)
             unembedded = pick(full, columns)
         elif stop is None:
-            unembedded = model.unembed(pick(resid, columns), tap, vocabulary=columns_of_vocabulary)
+            unembedded = model.unembed(pick(resid, columns), whole, vocabulary=columns_of_vocabulary)
     return Trace(
         model=model,
         batch=batch,
@@ -225,10 +227,10 @@ def _vocabulary(vocabulary: Sequence[int] | Tensor | None, model: Model) -> Tens
     return ids
 
 
-def _is_late(site: Site, model: Model) -> bool:
-    """Whether a site comes after the blocks."""
-    blocks = [i for i, known in enumerate(model.sites) if known.layer is not None]
-    return site.layer is None and model.sites.index(site) > max(blocks, default=0)
+def _late(model: Model) -> Sites:
+    """The sites after the blocks."""
+    blocks = [i for i, site in enumerate(model.sites) if site.layer is not None]
+    return model.sites[max(blocks, default=0) + 1 :]
 
 
 def _stop(sites: Sites) -> int:

@@ -1,0 +1,1 @@
+"""Lenses, one file each, found by their file's name."""

@@ -1,0 +1,99 @@
+"""What a steering method is: it makes a direction of positive and negative texts.
+
+The call harvests both sides at the site that will be written to, so that what is read and what is
+steered are the same place, and hands the rows to the method's equation.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.core.direction import Direction
+from workbench.core.errors import EmptySelectionError, OptionError
+from workbench.core.harvest import Progress, ReadPosition, harvest
+from workbench.core.protocols import Model
+from workbench.core.provenance import hyper_parameters, provenance
+from workbench.core.registry import discover
+from workbench.core.run import Check as Cancel
+from workbench.core.sites import Site, one_site
+from workbench.steering.quality import quality
+
+Rows = Float[Tensor, "text d"]
+MINIMUM = 2  # texts on each side: a spread needs two
+
+
+class SteeringMethod(ABC):
+    """One way to find a direction; its fields are its hyper-parameters."""
+
+    source: ClassVar[str]
+
+    @abstractmethod
+    def vector(self, positive: Rows, negative: Rows) -> Float[Tensor, " d"]:
+        """The vector to add, in the activation's unit, pointing to the positive side."""
+
+    def __call__(  # noqa: PLR0913 - two sides, a place to read, and who watches
+        self,
+        model: Model,
+        *,
+        positive: Sequence[str] | Sequence[Sequence[int]],
+        negative: Sequence[str] | Sequence[Sequence[int]],
+        site: str | Site,
+        position: ReadPosition = "last",
+        label: str = "",
+        progress: Progress | None = None,
+        check: Cancel | None = None,
+    ) -> Direction:
+        """The direction from negative to positive texts at a site, with its quality card.
+
+        Costs one forward per text, up to the site's block.
+
+        Raises:
+            UnknownNameError: If the model has no such site.
+            EmptySelectionError: If a side has fewer than two texts.
+            OptionError: If both sides have the same mean.
+            PromptError: If a text cannot be run.
+        """
+        place = one_site(site, model.sites)
+        if isinstance(positive, str) or isinstance(negative, str):
+            raise OptionError("positive and negative", "lists of texts", "a single text")
+        if min(len(positive), len(negative)) < MINIMUM:
+            raise EmptySelectionError(
+                f"Each side needs {MINIMUM} texts or more, got {len(positive)} positive and "
+                f"{len(negative)} negative."
+            )
+        both = harvest(
+            model,
+            [*positive, *negative],
+            [place],
+            position=position,
+            progress=progress,
+            check=check,
+        ).rows[place].float()
+        yes, no = both[: len(positive)], both[len(positive) :]
+        vector = self.vector(yes, no)
+        if not float(vector.norm()) > 0:
+            raise OptionError("positive and negative", "texts whose activations differ", "equal means")
+        unit_vector = vector / vector.norm()
+        return Direction(
+            site=place,
+            vector=vector,
+            gap=float((yes.mean(0) - no.mean(0)) @ unit_vector),
+            sigma=float((both @ unit_vector).std()),
+            norm=float(both.norm(dim=-1).mean()),
+            unit="activation",
+            checks=quality(self.vector, yes, no),
+            provenance=provenance(
+                model,
+                method=type(self).__name__,
+                source=self.source,
+                data=[list(positive), list(negative)],
+                parameters={**hyper_parameters(self), "site": str(place), "position": position},
+            ),
+            label=label,
+        )
+
+
+METHODS = discover("workbench.steering.methods", "METHOD", SteeringMethod)

@@ -1,0 +1,1 @@
+"""Steering methods, one file each, found by their file's name."""
