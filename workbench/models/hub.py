@@ -1,0 +1,42 @@
+"""A model of the Hugging Face hub as a local folder, through huggingface_hub's own cache."""
+
+from pathlib import Path
+
+from workbench.core.errors import AssetError, MissingDependencyError, WeightsError
+
+# No pickled weights, no code, nothing of other frameworks.
+WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt"]
+UNWANTED = ["*/*", "*.bin", "*.py"]
+
+
+def snapshot(hub_id: str) -> Path:
+    """The folder of a hub id's safetensors, configs and tokenizer; downloads what is not here.
+
+    Raises:
+        AssetError: If the hub cannot be reached, or has no such model for us.
+        WeightsError: If it has no safetensors.
+        MissingDependencyError: If huggingface_hub is not installed.
+    """
+    try:
+        import httpx
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"Hub ids need {error.name}: pip install it.") from None
+    try:
+        folder = Path(
+            snapshot_download(hub_id, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise AssetError(
+            f"{hub_id!r} is no local folder and could not be fetched from the hub ({reason}). "
+            "Check the name, the network and, for a gated model, `hf auth login`; or give a "
+            "local folder, or one of the assets that `workbench doctor` lists."
+        ) from None
+    if not any(folder.glob("*.safetensors")):
+        raise WeightsError(
+            f"{hub_id} has no safetensors, only pickled weights or none; download it yourself and "
+            "load its folder if you trust it (pickles are read with weights_only=True)."
+        )
+    return folder

@@ -1,0 +1,343 @@
+"""Text to tokens and back, as the model's own tokenizer has it, with offsets and chat templates.
+
+Notable: the `tokenizers` library does the work, without transformers (which takes seconds to
+import). The backend is never changed after it was built, so threads may share a tokenizer; padding
+and truncation, which others keep as state on it, are off.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+from tokenizers import AddedToken, processors
+from tokenizers import Tokenizer as Backend
+
+from workbench.core.errors import FormatError, OptionError, PromptError, TokenError
+from workbench.models.chat import ChatPrompt, Message, Span, check_messages, render, said
+from workbench.models.checkpoint import as_ids, read_table
+from workbench.models.pieces import SPACE, Spelling, readable, spelling_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Without `tokenizer.json`, what transformers can build a tokenizer from.
+OLD_FILES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+MAX_SUGGESTIONS = 3
+
+
+class Encoding(NamedTuple):
+    """Tokens, and the characters each stands for (start, stop), its leading space included."""
+
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A vocabulary and its rules; frozen. Meets `core.protocols.Vocabulary`."""
+
+    backend: Backend = field(repr=False)
+    named: Mapping[str, str] = field(default_factory=dict[str, str])  # "bos_token" -> its text
+    eos_ids: tuple[int, ...] = ()
+    chat_template: str | None = field(default=None, repr=False)
+    spelling: Spelling = Spelling.PLAIN
+    special_ids: frozenset[int] = field(default=frozenset(), repr=False)
+
+    @staticmethod
+    def from_folder(folder: Path) -> "Tokenizer":
+        """The tokenizer of a Hugging Face style folder.
+
+        From `tokenizer.json` in 0.2 s; from older files through transformers, in seconds.
+
+        Raises:
+            FormatError: If the folder has none, or its files are damaged.
+        """
+        config = _optional_table(folder / "tokenizer_config.json")
+        if not has_tokenizer(folder):
+            raise FormatError(f"{folder} has no tokenizer.json, nor {', '.join(OLD_FILES)}.")
+        if not (folder / "tokenizer.json").exists():
+            return _through_transformers(folder)
+        backend = _read_backend(folder / "tokenizer.json")
+        named = _named_tokens(folder, config)
+        _complete(backend, config, named)
+        generation = _optional_table(folder / "generation_config.json")
+        eos = as_ids(generation.get("eos_token_id")) or _ids(backend, named, ("eos_token",))
+        return _build(backend, named, eos, _template(folder, config))
+
+    @staticmethod
+    def from_transformers(tokenizer: object) -> "Tokenizer":
+        """A frozen copy of a Hugging Face tokenizer; later changes to it are not seen.
+
+        Raises:
+            OptionError: If it is no Hugging Face tokenizer.
+            FormatError: If it is written in Python only and cannot be converted.
+        """
+        from transformers import PreTrainedTokenizerBase
+
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise OptionError("tokenizer", "a Hugging Face tokenizer", type(tokenizer).__name__)
+        backend = Backend.from_str(_backend_of(tokenizer).to_str())
+        special: Mapping[str, object] = tokenizer.special_tokens_map
+        named = {key: str(value) for key, value in special.items() if key in NAMED}
+        template: object = tokenizer.chat_template
+        chat = _default_template(template) if template else None
+        return _build(backend, named, _ids(backend, named, ("eos_token",)), chat)
+
+    @property
+    def n_vocab(self) -> int:
+        """How many tokens there are; the model's `d_vocab` may be padded beyond."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text, where there is one; BERT's is its `[CLS]`."""
+        return self._named_id("bos_token")
+
+    @property
+    def eos_id(self) -> int | None:
+        """The first of the tokens that end a text."""
+        return next(iter(self.eos_ids), None)
+
+    @property
+    def pad_id(self) -> int | None:
+        """The token that others fill rows up with; a run of ours masks them and needs none."""
+        return self._named_id("pad_token")
+
+    def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        """The ids of a text, with the special tokens its model expects around it.
+
+        Raises:
+            PromptError: If the text is not valid Unicode.
+        """
+        return tuple(self._encode(text, special=special).ids)
+
+    def encode_with_offsets(self, text: str, *, special: bool = True) -> Encoding:
+        """Ids, and which characters of `text` each token stands for.
+
+        A special token that the rules add stands for none (0, 0); tokens that share a character
+        have the same offsets.
+
+        Raises:
+            PromptError: If the text is not valid Unicode.
+        """
+        encoded = self._encode(text, special=special)
+        ids, offsets = tuple(encoded.ids), list(encoded.offsets)
+        stop = 0
+        for place, (start, end) in enumerate(offsets):
+            leading = start > stop and text[start - 1 : start] == " "
+            if leading and self.token_text(ids[place])[:1] == " ":
+                offsets[place] = (start - 1, end)  # some tokenizers trim it, some do not
+            stop = max(stop, end)
+        return Encoding(ids, tuple(offsets))
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of ids; an incomplete character is U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    def token_text(self, token: int) -> str:
+        """One token, readable: a leading space as ' ', an incomplete character as its bytes.
+
+        Raises:
+            PromptError: If it is negative.
+        """
+        if token < 0:
+            raise PromptError(f"A token id must be 0 or more, got {token}.")
+        piece = self.backend.id_to_token(token)
+        if piece is None:
+            return f"<{token}>"  # the model has more rows than the vocabulary
+        return piece if token in self.special_ids else readable(piece, self.spelling)
+
+    def single(self, text: str) -> int:
+        """The one token that `text` is.
+
+        Raises:
+            TokenError: If it is none or several; suggests near ones.
+        """
+        token = self._single(text)
+        if token is not None:
+            return token
+        pieces = (self.token_text(token) for token in self.encode(text, special=False))
+        raise TokenError(text, pieces, self._near(text))
+
+    def chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> ChatPrompt:
+        """A conversation as the model was trained to read it; imports transformers once.
+
+        Raises:
+            FormatError: If the model has no chat template, or a broken one.
+            PromptError: If the messages are not a conversation the template can show.
+        """
+        check_messages(messages)
+        if self.chat_template is None:
+            raise FormatError(
+                "The model has no chat template, so it was not tuned to chat; give it plain text."
+            )
+        text = render(
+            self.chat_template, messages, self.named, add_generation_prompt=add_generation_prompt
+        )
+        ids, offsets = self.encode_with_offsets(text, special=False)
+        places = said(self.chat_template, messages, self.named, text)
+        spans = tuple(
+            Span(message["role"], *_tokens_within(offsets, *place))
+            for message, place in zip(messages[: len(places)], places, strict=True)
+        )
+        return ChatPrompt(text, ids, spans)
+
+    def _encode(self, text: str, *, special: bool) -> Any:  # noqa: ANN401 - the backend's own
+        try:
+            return self.backend.encode(text, add_special_tokens=special)
+        except TypeError:
+            raise PromptError(
+                f"A text must be valid Unicode, got {text!r:.80}; is half a character left over?"
+            ) from None
+
+    def _single(self, text: str) -> int | None:
+        if self.spelling is Spelling.MARKED:  # it would put a space before the text
+            token = self.backend.token_to_id(text.replace(" ", SPACE))
+            if token is not None:
+                return token
+        ids = self.encode(text, special=False)
+        return ids[0] if len(ids) == 1 else None
+
+    def _near(self, text: str) -> list[str]:
+        word = text.strip()
+        forms = [word, word.capitalize(), word.lower(), word.upper()]
+        spaced = text[:1] == " "
+        sides = (" ", "") if spaced else ("", " ")
+        whole = [side + form for form in forms for side in sides]
+        parts = [side + word[:end] for end in range(len(word) - 1, 0, -1) for side in sides]
+        singles: list[str] = []
+        for candidate in dict.fromkeys([*whole, *parts]):
+            if candidate not in ("", " ", text) and self._single(candidate) is not None:
+                singles.append(candidate)
+            if len(singles) == MAX_SUGGESTIONS:
+                break
+        return singles
+
+    def _named_id(self, name: str) -> int | None:
+        text = self.named.get(name)
+        return None if text is None else self.backend.token_to_id(text)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has files of a tokenizer; a model alone may have none."""
+    return any((folder / name).exists() for name in ("tokenizer.json", *OLD_FILES))
+
+
+def _build(
+    backend: Backend, named: Mapping[str, str], eos_ids: tuple[int, ...], template: str | None
+) -> Tokenizer:
+    backend.no_padding()
+    backend.no_truncation()
+    added = backend.get_added_tokens_decoder()
+    special = frozenset(token for token, entry in added.items() if entry.special)
+    table = MappingProxyType(dict(named))
+    return Tokenizer(backend, table, eos_ids, template, spelling_of(backend), special)
+
+
+def _read_backend(file: Path) -> Backend:
+    try:
+        return Backend.from_file(str(file))
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        raise FormatError(f"{file} cannot be read ({error}); download it again.") from None
+
+
+def _optional_table(file: Path) -> dict[str, Any]:
+    return read_table(file) if file.exists() else {}
+
+
+def _named_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    older = _optional_table(folder / "special_tokens_map.json")
+    texts = {key: _content(config.get(key, older.get(key))) for key in NAMED}
+    return {key: text for key, text in texts.items() if text is not None}
+
+
+def _content(token: object) -> str | None:
+    match token:
+        case str(text) | {"content": str(text)}:
+            return text
+        case _:
+            return None
+
+
+def _complete(backend: Backend, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
+    """Applies what transformers takes from `tokenizer_config.json` beyond `tokenizer.json`."""
+    listed: dict[str, Any] = config.get("added_tokens_decoder") or {}
+    for key in sorted(listed, key=int):
+        text = _content(listed[key])
+        if text is not None and backend.token_to_id(text) is None:
+            token = AddedToken(text, special=bool(listed[key].get("special")), normalized=False)
+            backend.add_tokens([token])
+    missing = [text for text in named.values() if backend.token_to_id(text) is None]
+    backend.add_special_tokens(missing)
+    if "add_bos_token" in config or "add_eos_token" in config:
+        first = named.get("bos_token") if config.get("add_bos_token") else None
+        last = named.get("eos_token") if config.get("add_eos_token") else None
+        frame = [text for text in (first, "$A", last) if text]
+        pair = [text for text in (first, "$A", last, first, "$B:1", last) if text]
+        ends = [(text, backend.token_to_id(text)) for text in {first, last} if text]
+        backend.post_processor = processors.TemplateProcessing(
+            single=" ".join(frame), pair=" ".join(pair), special_tokens=ends
+        )
+
+
+def _ids(backend: Backend, named: Mapping[str, str], keys: Sequence[str]) -> tuple[int, ...]:
+    ids = (backend.token_to_id(named[key]) for key in keys if key in named)
+    return tuple(token for token in ids if token is not None)
+
+
+def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    return _default_template(config.get("chat_template"))
+
+
+def _default_template(template: object) -> str | None:
+    """Of several templates the default one; older files list them by name."""
+    match template:
+        case str(text) | {"default": str(text)}:
+            return text
+        case [*entries]:
+            tables = [entry for entry in entries if isinstance(entry, dict)]
+            named: dict[Any, Any] = {t.get("name"): t.get("template") for t in tables}
+            return _default_template(named)
+        case _:
+            return None
+
+
+def _through_transformers(folder: Path) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        return Tokenizer.from_transformers(AutoTokenizer.from_pretrained(str(folder)))
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FormatError(f"{folder}: transformers cannot read the tokenizer: {reason}") from None
+
+
+def _backend_of(tokenizer: "PreTrainedTokenizerBase") -> Backend:
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        return tokenizer.backend_tokenizer
+    try:
+        return convert_slow_tokenizer(tokenizer)
+    except (ValueError, AttributeError, ImportError) as error:
+        raise FormatError(
+            f"{type(tokenizer).__name__} is written in Python only and cannot be converted "
+            f"({error}); save it as tokenizer.json, or pass another as tokenizer=."
+        ) from None
+
+
+def _tokens_within(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
+    """The tokens that touch the characters from `start` to `stop`."""
+    inside = [place for place, (a, b) in enumerate(offsets) if a < stop and b > start]
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)
