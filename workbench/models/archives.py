@@ -47,12 +47,12 @@ def check_sha256(file: Path, expected: str) -> None:
     """
     got = sha256(file)
     if got != expected:
-        raise wrong_hash(file.name, expected, got)
+        raise AssetError(wrong_hash(file.name, expected, got))
 
 
-def wrong_hash(name: str, expected: str, got: str) -> AssetError:
-    """The error of a file that is not the known one."""
-    return AssetError(
+def wrong_hash(name: str, expected: str, got: str) -> str:
+    """What to say of a file that is not the known one."""
+    return (
         f"{name}: expected SHA-256 {expected}, got {got}. The file was changed or cut off on its "
         "way: pull it again; if it stays so, do not use it and report it."
     )
@@ -66,6 +66,7 @@ def unpack(archive: Path, members: Mapping[str, Path], *, max_bytes: int) -> Non
 
     Raises:
         AssetError: If the archive is damaged, hostile, too big, or lacks a member.
+        OSError: If the disk is full or may not be written.
     """
     read = _unzip if archive.suffix in {".whl", ".zip"} else _untar
     try:
@@ -161,5 +162,3 @@ def _too_big(archive: Path, limit: int) -> AssetError:
     return AssetError(
         f"{archive.name} is refused: it unpacks to more than {limit:,} bytes. Nothing was kept."
     )
-
-

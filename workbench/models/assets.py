@@ -35,7 +35,9 @@ class Asset:
     licence: str
     description: str
     inner_archive: str = ""  # a member of the download that is an archive itself
-    inner_members: Mapping[str, str] = field(default_factory=dict[str, str])  # the same as `members`, of that one
+    inner_members: Mapping[str, str] = field(
+        default_factory=dict[str, str]
+    )  # the same as `members`, of that one
     gguf: str = ""  # the one of the files that is converted, and does not stay
     file_sha256: Mapping[str, str] = field(default_factory=dict[str, str])  # of files, where known
     source_distribution: bool = False

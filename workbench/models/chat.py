@@ -7,7 +7,7 @@ message that also occurs in the template's own text is never taken for it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from workbench.core.errors import FormatError, PromptError
 
@@ -48,11 +48,12 @@ def render(
     """
     from jinja2 import TemplateError, TemplateSyntaxError
     from jinja2.exceptions import SecurityError
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils import chat_template_utils
 
+    untyped: Any = chat_template_utils
     plain = [dict(message) for message in messages]
     try:
-        texts, _ = render_jinja_template(
+        texts, _ = untyped.render_jinja_template(
             [plain],
             chat_template=template,
             add_generation_prompt=add_generation_prompt,
@@ -65,7 +66,7 @@ def render(
             f"The model's chat template refuses these {len(plain)} messages: {error}. "
             "Most want an optional 'system', then 'user' and 'assistant' in turn."
         ) from None
-    return texts[0]
+    return str(texts[0])
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -89,9 +90,7 @@ def said(
 ) -> tuple[tuple[int, int], ...]:
     """Where in `text` each message's content stands; empty if the template rewrites it."""
     marks = [f"\ue000{place}\ue001" for place in range(len(messages))]
-    marked = [
-        {**message, "content": mark} for message, mark in zip(messages, marks, strict=True)
-    ]
+    marked = [{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)]
     try:
         frame = render(template, marked, special, add_generation_prompt=False)
     except (PromptError, FormatError):

@@ -29,7 +29,7 @@ from workbench.models.archives import is_inside
 from workbench.models.assets import ASSETS, is_present, pull
 from workbench.models.gguf import cached_gguf
 from workbench.models.hub import snapshot
-from workbench.models.safetensors_file import MappedTensors, damaged
+from workbench.models.safetensors_file import MappedTensors, damage
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -178,7 +178,7 @@ def read_index(file: Path) -> Mapping[str, str]:
     except FormatError as error:
         raise WeightsError(str(error)) from None
     if not isinstance(table, dict) or not table:
-        raise damaged(file, "it has no weight_map")
+        raise WeightsError(damage(file, "it has no weight_map"))
     files = cast("dict[str, object]", table)
     for name, shard in files.items():
         if not isinstance(shard, str) or not is_inside(shard) or "\\" in shard:
@@ -197,14 +197,16 @@ def read_pickled(file: Path) -> Mapping[str, Tensor]:
     try:
         data: object = _torch_load(file)
     except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise damaged(file, str(error).strip().partition("\n")[0]) from None
+        raise WeightsError(damage(file, str(error).strip().partition("\n")[0])) from None
     if not isinstance(data, dict):
         raise WeightsError(f"{file}: expected a table of tensors, got {type(data).__name__}.")
     table = cast("dict[object, object]", data)
     weights = {k: v for k, v in table.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if len(weights) != len(table):
         others = [repr(key) for key, value in table.items() if not isinstance(value, Tensor)]
-        raise WeightsError(f"{file}: expected only tensors by name; {', '.join(others[:4])} is not.")
+        raise WeightsError(
+            f"{file}: expected only tensors by name; {', '.join(others[:4])} is not."
+        )
     return weights
 
 

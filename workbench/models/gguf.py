@@ -1,9 +1,9 @@
-"""A GGUF file into a Hugging Face style folder: float32 weights, tied tensors once, tokenizer.
+r"""A GGUF file into a Hugging Face style folder: float32 weights, tied tensors once, tokenizer.
 
 Notable: transformers reads the file (names, dequantisation, the permuted q and k of llama.cpp). It
 is corrected in one place: it knows only some of the ways in which llama.cpp splits text before
 byte pair encoding, and takes GPT-2's for the rest. For SmolLM2, which splits digits off first,
-that would give "\\n\\n1" other tokens than the model was trained on.
+that would give "\n\n1" other tokens than the model was trained on.
 """
 
 import json
@@ -23,7 +23,7 @@ from workbench.models.gguf_header import Header, read_header
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedModel
 
 CONVERTER = "1"  # raise it when a conversion writes something else than before
 
@@ -76,9 +76,9 @@ def convert_gguf(file: Path, destination: Path) -> Path:
         try:
             _convert_model(alone, destination, header)
             _convert_tokenizer(alone, destination, header)
-        except (ValueError, KeyError, TypeError, NotImplementedError, RuntimeError) as error:
-            if isinstance(error, FormatError):
-                raise
+        except FormatError:
+            raise
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             kind = header.text("general.architecture")
             raise FormatError(
                 f"{file}: transformers cannot convert this GGUF file of architecture {kind!r} "
@@ -88,15 +88,18 @@ def convert_gguf(file: Path, destination: Path) -> Path:
 
 
 def _convert_model(file: Path, destination: Path, header: Header) -> None:
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
+    import safetensors.torch
+    import transformers
 
-    model = AutoModelForCausalLM.from_pretrained(
+    auto: Any = transformers.AutoModelForCausalLM  # untyped
+    model: PreTrainedModel = auto.from_pretrained(
         str(file.parent), gguf_file=file.name, dtype=torch.float32
     )
     weights = untied(dict(model.state_dict()))
-    save_file(weights, destination / "model.safetensors", metadata={"format": "pt"})
-    write_json(destination / "config.json", plain_config(model.config, type(model).__name__))
+    untyped: Any = safetensors.torch
+    untyped.save_file(weights, destination / "model.safetensors", metadata={"format": "pt"})
+    text = model.config.to_json_string(use_diff=True)
+    write_json(destination / "config.json", plain_config(text, type(model).__name__))
     ends = [header.number(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot")]
     eos = list(dict.fromkeys(end for end in ends if end is not None))
     generation = {
@@ -116,17 +119,18 @@ def untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weights[name].detach().contiguous() for name in first.values()}
 
 
-def plain_config(config: "PretrainedConfig", architecture: str) -> dict[str, Any]:
+def plain_config(text: str, architecture: str) -> dict[str, Any]:
     """A `config.json` that says what the model is, and nothing about where it was read from."""
-    data: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
+    data: dict[str, Any] = json.loads(text)
     kept = {key: value for key, value in data.items() if key not in NOT_CONFIG}
     return {**kept, "architectures": [architecture], "dtype": "float32"}
 
 
 def _convert_tokenizer(file: Path, destination: Path, header: Header) -> None:
-    from transformers import AutoTokenizer
+    import transformers
 
-    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    auto: Any = transformers.AutoTokenizer  # untyped
+    tokenizer: Any = auto.from_pretrained(str(file.parent), gguf_file=file.name)
     if header.text("tokenizer.ggml.model") == "gpt2":
         correct_split(tokenizer.backend_tokenizer, header.text("tokenizer.ggml.pre"))
     tokenizer.save_pretrained(str(destination))

@@ -16,7 +16,19 @@ from workbench.core.errors import WeightsError
 
 VERSIONS = (2, 3)
 MAX_AXES = 8
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 STRING, ARRAY = 8, 9
 DEFAULT_ALIGNMENT = 32
 
@@ -60,8 +72,10 @@ def read_header(file: Path) -> Header:
         WeightsError: If it is no GGUF file, is cut off, or its header contradicts itself.
     """
     size = file.stat().st_size
-    if size < 24:  # noqa: PLR2004 - the fixed part
-        raise WeightsError(f"{file} is {size} bytes long; a GGUF file begins with 24. Get it again.")
+    if size < 24:
+        raise WeightsError(
+            f"{file} is {size} bytes long; a GGUF file begins with 24. Get it again."
+        )
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as blob:
         try:
             header, start = _Walker(file, blob).header()

@@ -1,6 +1,7 @@
 """A model of the Hugging Face hub as a local folder, through huggingface_hub's own cache."""
 
 from pathlib import Path
+from typing import Any
 
 from workbench.core.errors import AssetError, MissingDependencyError, WeightsError
 
@@ -19,13 +20,14 @@ def snapshot(hub_id: str) -> Path:
     """
     try:
         import httpx
-        from huggingface_hub import snapshot_download
+        import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError as error:
         raise MissingDependencyError(f"Hub ids need {error.name}: pip install it.") from None
+    untyped: Any = huggingface_hub
     try:
         folder = Path(
-            snapshot_download(hub_id, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+            untyped.snapshot_download(hub_id, allow_patterns=WANTED, ignore_patterns=UNWANTED)
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]

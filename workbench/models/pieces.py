@@ -1,6 +1,6 @@
-"""How a tokenizer spells its tokens, and how a person reads them.
+r"""How a tokenizer spells its tokens, and how a person reads them.
 
-Notable: a token may hold half a character. Its bytes are then shown as Python would (`\\xe2`), so
+Notable: a token may hold half a character. Its bytes are then shown as Python would (`\xe2`), so
 that two tokens never look alike only because neither can be displayed.
 """
 
@@ -26,7 +26,7 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 def spelling_of(backend: Backend) -> Spelling:
-    """How a tokenizer spells, by the way it decodes."""
+    r"""How a tokenizer spells, by the way it decodes."""
     if backend.decoder is None:
         return Spelling.PLAIN
     state: object = json.loads(backend.decoder.__getstate__())

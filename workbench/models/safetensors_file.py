@@ -35,9 +35,9 @@ class MappedTensors(Mapping[str, Tensor]):
     def __init__(self, file: Path) -> None:
         self._names = tensor_names(file)
         try:
-            self._open = safe_open(file, framework="pt", device="cpu")
+            self._opened: Any = safe_open(file, framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:
-            raise damaged(file, str(error)) from None
+            raise WeightsError(damage(file, str(error))) from None
         self._file = file
 
     @override
@@ -45,9 +45,9 @@ class MappedTensors(Mapping[str, Tensor]):
         if name not in self._names:
             raise KeyError(name)
         try:
-            return self._open.get_tensor(name)
+            return self._opened.get_tensor(name)
         except SafetensorError as error:
-            raise damaged(self._file, f"{name}: {error}") from None
+            raise WeightsError(damage(self._file, f"{name}: {error}")) from None
 
     @override
     def __iter__(self) -> Iterator[str]:
@@ -68,7 +68,7 @@ def tensor_names(file: Path) -> tuple[str, ...]:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_HEADER):  # noqa: PLR2004 - bytes of length
+            if size < 8 or length > min(size - 8, MAX_HEADER):
                 expected = f"{length + 8:,} bytes or more"
                 raise WeightsError(
                     f"{file}: its first bytes announce {expected}, the file has {size:,}. "
@@ -84,9 +84,9 @@ def _checked(file: Path, n_data: int, header: bytes) -> tuple[str, ...]:
     try:
         data: object = json.loads(header, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise damaged(file, f"the header is not JSON: {error}") from None
+        raise WeightsError(damage(file, f"the header is not JSON: {error}")) from None
     if not isinstance(data, dict):
-        raise damaged(file, "the header is not a table")
+        raise WeightsError(damage(file, "the header is not a table"))
     entries = cast("dict[str, Any]", data)
     entries.pop("__metadata__", None)
     end = max((_end(file, name, entry) for name, entry in entries.items()), default=0)
@@ -100,18 +100,26 @@ def _checked(file: Path, n_data: int, header: bytes) -> tuple[str, ...]:
 
 
 def _end(file: Path, name: str, entry: object) -> int:
-    """Where a tensor ends, after comparing its extent with its shape."""
-    match entry:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]}:
-            sizes = [axis for axis in shape if type(axis) is int and axis >= 0]
-            fits = len(sizes) == len(shape) and 0 <= start <= end
-            if dtype in BITS:
-                fits = fits and prod(sizes) * BITS[dtype] == (end - start) * 8
-            if fits:
-                return end
-        case _:
-            pass
-    raise damaged(file, f"{name}: its extent does not fit its shape")
+    table = cast("dict[str, object]", entry) if isinstance(entry, dict) else {}
+    sizes, extent = _counts(table.get("shape")), _counts(table.get("data_offsets"))
+    dtype = table.get("dtype")
+    if sizes is None or extent is None or len(extent) != 2 or not isinstance(dtype, str):
+        raise WeightsError(damage(file, f"{name}: its entry is no dtype, shape and extent"))
+    n_bits = (extent[1] - extent[0]) * 8
+    if n_bits < 0 or (dtype in BITS and prod(sizes) * BITS[dtype] != n_bits):
+        raise WeightsError(
+            damage(file, f"{name}: {dtype} {sizes} does not fit into {n_bits // 8} bytes")
+        )
+    return extent[1]
+
+
+def _counts(values: object) -> list[int] | None:
+    """A list of whole numbers from 0, or None where there is something else."""
+    if not isinstance(values, list):
+        return None
+    listed = cast("list[object]", values)
+    counts = [value for value in listed if type(value) is int and value >= 0]
+    return counts if len(counts) == len(listed) else None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,6 +130,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def damaged(file: Path, why: str) -> WeightsError:
-    """The error of weights that contradict themselves."""
-    return WeightsError(f"{file} is damaged ({why}); pull or download it again.")
+def damage(file: Path, why: str) -> str:
+    """What to say of weights that contradict themselves."""
+    return f"{file} is damaged ({why}); pull or download it again."

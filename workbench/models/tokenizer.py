@@ -5,12 +5,11 @@ import). The backend is never changed after it was built, so threads may share a
 and truncation, which others keep as state on it, are off.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
@@ -24,7 +23,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Without `tokenizer.json`, what transformers can build a tokenizer from.
-OLD_FILES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+OLD_FILES = (
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 MAX_SUGGESTIONS = 3
 
@@ -84,9 +89,9 @@ class Tokenizer:
         backend = Backend.from_str(_backend_of(tokenizer).to_str())
         special: Mapping[str, object] = tokenizer.special_tokens_map
         named = {key: str(value) for key, value in special.items() if key in NAMED}
-        template: object = tokenizer.chat_template
-        chat = _default_template(template) if template else None
-        return _build(backend, named, _ids(backend, named, ("eos_token",)), chat)
+        untyped: Any = tokenizer
+        template = _default_template(untyped.chat_template)
+        return _build(backend, named, _ids(backend, named, ("eos_token",)), template)
 
     @property
     def n_vocab(self) -> int:
@@ -189,7 +194,7 @@ class Tokenizer:
         )
         return ChatPrompt(text, ids, spans)
 
-    def _encode(self, text: str, *, special: bool) -> Any:  # noqa: ANN401 - the backend's own
+    def _encode(self, text: str, *, special: bool) -> Any:
         try:
             return self.backend.encode(text, add_special_tokens=special)
         except TypeError:
@@ -269,13 +274,14 @@ def _content(token: object) -> str | None:
 def _complete(backend: Backend, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
     """Applies what transformers takes from `tokenizer_config.json` beyond `tokenizer.json`."""
     listed: dict[str, Any] = config.get("added_tokens_decoder") or {}
+    untyped: Any = backend
     for key in sorted(listed, key=int):
         text = _content(listed[key])
         if text is not None and backend.token_to_id(text) is None:
             token = AddedToken(text, special=bool(listed[key].get("special")), normalized=False)
-            backend.add_tokens([token])
+            untyped.add_tokens([token])
     missing = [text for text in named.values() if backend.token_to_id(text) is None]
-    backend.add_special_tokens(missing)
+    untyped.add_special_tokens(missing)
     if "add_bos_token" in config or "add_eos_token" in config:
         first = named.get("bos_token") if config.get("add_bos_token") else None
         last = named.get("eos_token") if config.get("add_eos_token") else None
@@ -304,32 +310,33 @@ def _default_template(template: object) -> str | None:
     match template:
         case str(text) | {"default": str(text)}:
             return text
-        case [*entries]:
-            tables = [entry for entry in entries if isinstance(entry, dict)]
-            named: dict[Any, Any] = {t.get("name"): t.get("template") for t in tables}
-            return _default_template(named)
+        case list():
+            entries = cast("list[dict[str, object]]", template)
+            return _default_template({entry["name"]: entry["template"] for entry in entries})
         case _:
             return None
 
 
 def _through_transformers(folder: Path) -> Tokenizer:
-    from transformers import AutoTokenizer
+    import transformers
 
+    auto: Any = transformers.AutoTokenizer  # untyped
     try:
-        return Tokenizer.from_transformers(AutoTokenizer.from_pretrained(str(folder)))
+        return Tokenizer.from_transformers(auto.from_pretrained(str(folder)))
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise FormatError(f"{folder}: transformers cannot read the tokenizer: {reason}") from None
 
 
 def _backend_of(tokenizer: "PreTrainedTokenizerBase") -> Backend:
+    import transformers.convert_slow_tokenizer as slow
     from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import convert_slow_tokenizer
 
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         return tokenizer.backend_tokenizer
     try:
-        return convert_slow_tokenizer(tokenizer)
+        untyped: Any = slow
+        return untyped.convert_slow_tokenizer(tokenizer)
     except (ValueError, AttributeError, ImportError) as error:
         raise FormatError(
             f"{type(tokenizer).__name__} is written in Python only and cannot be converted "
