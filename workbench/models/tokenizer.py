@@ -100,7 +100,7 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int | None:
-        """The token that begins a text, where there is one; BERT's is its `[CLS]`."""
+        """The token that begins a text, where there is one."""
         return self._named_id("bos_token")
 
     @property
@@ -228,6 +228,15 @@ class Tokenizer:
     def _named_id(self, name: str) -> int | None:
         text = self.named.get(name)
         return None if text is None else self.backend.token_to_id(text)
+
+
+def find_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a folder, or None where it holds a model alone.
+
+    Raises:
+        FormatError: If its files are damaged.
+    """
+    return Tokenizer.from_folder(folder) if has_tokenizer(folder) else None
 
 
 def has_tokenizer(folder: Path) -> bool:
