@@ -62,7 +62,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     n_missing = sum("NOT RUN" in str(report.longrepr) for report in skipped)
     if n_missing:
         terminalreporter.write_line(
-            f"{n_missing} TESTS DID NOT RUN: an asset or Chromium is missing; see above.", red=True
+            f"{n_missing} TESTS DID NOT RUN: an asset or Chromium is missing; see below.", red=True
         )
 
 
