@@ -12,9 +12,11 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
+from typing import IO, NamedTuple
 
 from workbench.core.errors import AssetError
 
@@ -68,9 +70,16 @@ def unpack(archive: Path, members: Mapping[str, Path], *, max_bytes: int) -> Non
         AssetError: If the archive is damaged, hostile, too big, or lacks a member.
         OSError: If the disk is full or may not be written.
     """
-    read = _unzip if archive.suffix in {".whl", ".zip"} else _untar
+    found: set[str] = set()
+    left = max_bytes
     try:
-        found = read(archive, members, max_bytes)
+        for entry in _unzip(archive) if archive.suffix in {".whl", ".zip"} else _untar(archive):
+            _check(archive, entry, found, members)
+            found.add(entry.name)
+            if entry.cost > max_bytes:
+                raise AssetError(_too_big(archive, max_bytes))
+            if entry.name in members:
+                left -= _write(entry, members[entry.name], left, archive)
     except AssetError:
         raise
     except (*DAMAGE, OSError) as error:
@@ -83,60 +92,60 @@ def unpack(archive: Path, members: Mapping[str, Path], *, max_bytes: int) -> Non
         raise AssetError(f"{archive.name} lacks {', '.join(lacking)}; it is not the known archive.")
 
 
-def _unzip(archive: Path, members: Mapping[str, Path], max_bytes: int) -> set[str]:
+class _Entry(NamedTuple):
+    """A member: is it a plain file, and what must be unpacked, in bytes, to come past it."""
+
+    name: str
+    plain: bool
+    cost: int
+    open: Callable[[], AbstractContextManager[IO[bytes] | None]]
+
+
+def _unzip(archive: Path) -> Iterator[_Entry]:
     with zipfile.ZipFile(archive) as opened:
-        infos = opened.infolist()
-        _check_names(archive, (info.filename for info in infos), members)
-        left = max_bytes
-        for info in infos:
-            if info.filename in members:
-                mode = info.external_attr >> 16
-                if info.is_dir() or (mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode)):
-                    raise _hostile(archive, info.filename, "is a link or no plain file")
-                with opened.open(info) as stream:
-                    left -= _write(stream, members[info.filename], left, archive)
-    return {info.filename for info in infos}
+        for info in opened.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0: written where files have no kind
+            plain = not info.is_dir() and kind in (0, stat.S_IFREG)
+            yield _Entry(info.filename, plain, 0, partial(opened.open, info))
 
 
-def _untar(archive: Path, members: Mapping[str, Path], max_bytes: int) -> set[str]:
-    names: list[str] = []
-    left = announced = max_bytes
+def _untar(archive: Path) -> Iterator[_Entry]:
+    cost = 0  # a compressed tar has no directory: to skip a member is to unpack it
     with tarfile.open(archive, "r:*") as opened:
         for info in opened:
-            names.append(info.name)
-            _check_names(archive, names[-1:], {})
-            announced -= info.size if info.isreg() else 0
-            if announced < 0:  # skipping a member decompresses it, so that is bounded too
-                raise _too_big(archive, max_bytes)
-            if info.name in members:
-                stream = opened.extractfile(info) if info.isreg() else None
-                if stream is None:
-                    raise _hostile(archive, info.name, "is a link or no plain file")
-                left -= _write(stream, members[info.name], left, archive)
-    _check_names(archive, names, members)
-    return set(names)
+            cost += info.size if info.isreg() else 0
+            yield _Entry(info.name, info.isreg(), cost, partial(_opened, opened, info))
 
 
-def _write(stream: IO[bytes], file: Path, limit: int, archive: Path) -> int:
+@contextmanager
+def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[IO[bytes] | None]:
+    yield tar.extractfile(info)
+
+
+def _check(archive: Path, entry: _Entry, found: set[str], members: Mapping[str, Path]) -> None:
+    why = ""
+    if not is_inside(entry.name):
+        why = "would leave the folder"
+    elif entry.name in members and entry.name in found:
+        why = "stands there twice"
+    elif entry.name in members and not entry.plain:
+        why = "is a link or no plain file"
+    if why:
+        raise AssetError(
+            f"{archive.name} is refused: its member {entry.name!r} {why}. Nothing of it was kept."
+        )
+
+
+def _write(entry: _Entry, file: Path, limit: int, archive: Path) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     written = 0
-    with file.open("xb") as out:
-        while piece := stream.read(CHUNK):
+    with entry.open() as stream, file.open("xb") as out:
+        while stream is not None and (piece := stream.read(CHUNK)):
             written += len(piece)
             if written > limit:
-                raise _too_big(archive, limit)
+                raise AssetError(_too_big(archive, limit))
             out.write(piece)
     return written
-
-
-def _check_names(archive: Path, names: Iterable[str], members: Mapping[str, Path]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if not is_inside(name):
-            raise _hostile(archive, name, "would leave the folder")
-        if name in members and name in seen:
-            raise _hostile(archive, name, "stands there twice")
-        seen.add(name)
 
 
 def is_inside(name: str) -> bool:
@@ -152,13 +161,5 @@ def is_inside(name: str) -> bool:
     )
 
 
-def _hostile(archive: Path, member: str, why: str) -> AssetError:
-    return AssetError(
-        f"{archive.name} is refused: its member {member!r} {why}. Nothing of it was kept."
-    )
-
-
-def _too_big(archive: Path, limit: int) -> AssetError:
-    return AssetError(
-        f"{archive.name} is refused: it unpacks to more than {limit:,} bytes. Nothing was kept."
-    )
+def _too_big(archive: Path, limit: int) -> str:
+    return f"{archive.name} is refused: it unpacks to more than {limit:,} bytes. Nothing was kept."
