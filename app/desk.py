@@ -1,0 +1,157 @@
+"""The desk: what a page is handed. It asks the worker, changes the investigation, shows failures.
+
+Notable: asking waits on the worker in the script's thread, drawing what is awaited in its final
+shape; a click meanwhile starts another script thread, whose question cancels this one's lane.
+State is changed by callbacks only (`change`), which run before the next script.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar, final
+
+import streamlit as st
+
+from app.components.prose import prose
+from app.host import Failure, Host, Job, State
+from app.results import AboutModel, Reading
+from app.specs import Components, Lens, Read, Spec
+from app.state import Investigation
+from app.views.frame import waiting
+from app.views.words import say
+
+Result = TypeVar("Result")
+Asked = TypeVar("Asked", Read, Lens, Components)
+STATE: Final = "investigation"
+GOING: Final = "going"  # the page a callback asked for
+_SESSION: Final = "session"
+_STOPPED: Final = "stopped"  # digests of questions this session cancelled
+QUIET: Final = 0.12  # seconds before a wait is worth a word
+LOOK: Final = 0.2  # seconds between two looks at a running job
+
+
+def current() -> Investigation:
+    """The session's investigation."""
+    state = st.session_state.get(STATE)
+    return state if isinstance(state, Investigation) else Investigation()
+
+
+def change(**fields: Any) -> None:  # noqa: ANN401 - the fields of Investigation, checked by it
+    """Replaces fields of the session's investigation; to be called from callbacks."""
+    st.session_state[STATE] = replace(current(), **fields)
+
+
+def become(state: Investigation) -> None:
+    """Makes `state` the session's investigation; to be called from callbacks."""
+    st.session_state[STATE] = state
+
+
+@final
+@dataclass(frozen=True)
+class Desk:
+    """The investigation, what the frame already knows of it, and the way to the worker."""
+
+    host: Host
+    state: Investigation
+    about: AboutModel
+    reading: Reading
+
+    def ask(self, spec: Spec, kind: type[Result], *, view: str, what: str, height: int) -> Result | None:
+        """The answer to `spec`, or nothing after showing why not; `what` names what is computed."""
+        return ask(self.host, spec, kind, view=view, what=what, height=height)
+
+    def submit(self, spec: Spec, *, view: str) -> Job:
+        """The job that answers `spec`, without waiting for it."""
+        return self.host.submit(spec, lane(view))
+
+
+def lane(view: str) -> str:
+    """The lane of a view of this session: a new question in it cancels the old one."""
+    if _SESSION not in st.session_state:
+        st.session_state[_SESSION] = secrets.token_hex(8)
+    return f"{st.session_state[_SESSION]}/{view}"
+
+
+def ask(  # noqa: PLR0913 - what, for whom, and how it looks meanwhile
+    host: Host, spec: Spec, kind: type[Result], *, view: str, what: str, height: int
+) -> Result | None:
+    """The answer to `spec`; while waiting its shape and a Cancel button, else why there is none."""
+    job = host.submit(spec, lane(view))
+    if job.digest in _stopped():
+        if not job.ended.is_set():
+            host.cancel(job)
+        _again(job, Failure(f"Stopped: {what}.", retry=True), view)
+        return None
+    if not job.ended.wait(QUIET):
+        _wait(host, job, what, view, height)
+    if isinstance(job.result, kind):
+        return job.result
+    if job.state is State.CANCELLED:
+        return None  # by a newer question of this lane, whose script draws this place
+    _again(job, job.failure or Failure(f"No answer: {what}.", retry=True), view)
+    return None
+
+
+def cancel(host: Host, job: Job) -> None:
+    """Stops a job for this session and remembers it; waits a moment, so the screen shows the end."""
+    _stopped().add(job.digest)
+    host.cancel(job)
+    job.ended.wait(0.15)
+
+
+def forget(job: Job) -> None:
+    """Lets a stopped question be asked again."""
+    _stopped().discard(job.digest)
+
+
+def _stopped() -> set[str]:
+    return st.session_state.setdefault(_STOPPED, set())
+
+
+def _wait(host: Host, job: Job, what: str, view: str, height: int) -> None:
+    place = st.empty()
+    with place.container():
+        words, button = st.columns([5, 1], vertical_alignment="center")
+        told = words.empty()
+        button.button("Cancel", key=f"cancel-{view}", on_click=cancel, args=(host, job))
+        st.skeleton(height=height)
+    told_last = ""
+    while not job.ended.wait(LOOK):
+        text = waiting(what, ahead=host.ahead(job), done=job.done, total=job.total, eta=job.eta)
+        if text != told_last:
+            told.caption(text)
+            told_last = text
+    place.empty()
+
+
+def _again(job: Job, failure: Failure, view: str) -> None:
+    prose(say(failure.message), key=f"failure-{view}", kind="error")
+    if failure.retry:
+        st.button("Retry", key=f"retry-{view}", on_click=forget, args=(job,))
+
+
+def callback(act: Callable[[Investigation], Investigation]) -> Callable[[], None]:
+    """A button's callback that replaces the investigation by `act` of it."""
+
+    def run() -> None:
+        become(act(current()))
+
+    return run
+
+
+def go(name: str) -> None:
+    """Opens another page in the next script; to be called from callbacks."""
+    st.session_state[GOING] = name
+
+
+def question(desk: Desk, kind: type[Asked]) -> Asked:
+    """The question of this kind about the investigation's prompt, answer, position and plan."""
+    state = desk.state
+    return kind(
+        model=state.model,
+        prompt=state.prompt,
+        target=state.target,
+        foil=state.foil,
+        pos=state.pos,
+        plan=state.active,
+    )

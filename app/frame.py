@@ -1,0 +1,215 @@
+"""The frame of every page: navigation, prompt, model, tokens, metric and plan; then the page.
+
+Notable: the order is that of importance and of time. What needs no model is drawn at once; the
+page starts only when the frame's reading, which every page needs, is there.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+from streamlit.navigation.page import Page as StreamlitPage
+
+from app.components.bar import bar
+from app.components.prose import prose
+from app.components.strip import strip
+from app.desk import GOING, Desk, ask, become, callback, change, current
+from app.host import Host
+from app.links import arrive, depart
+from app.page import Page
+from app.process import host, pages
+from app.results import AboutModel, Example, Reading
+from app.specs import About, Read
+from app.state import Investigation
+from app.style import STYLE, WORDMARK
+from app.views.frame import bar_view, model_line, model_rows
+from app.views.words import say, shown, typed
+
+NOTICE: Final = "notice"
+
+
+def show() -> None:
+    """Draws the whole screen once."""
+    st.set_page_config(page_title="workbench", layout="wide", initial_sidebar_state="collapsed")
+    st.html(STYLE)
+    st.logo(WORDMARK, size="medium")
+    wrong = arrive()
+    menu = _menu()
+    chosen = st.navigation(list(menu.values()), position="top")
+    wanted = st.session_state.pop(GOING, None)
+    if wanted in menu:
+        st.switch_page(menu[wanted])
+    depart()
+    if wrong:
+        prose(say(wrong), key="link-error", kind="error")
+    chosen.run()
+
+
+def _menu() -> dict[str, StreamlitPage]:
+    found = sorted(pages().items(), key=lambda item: (item[1].order, item[0]))
+    return {
+        name: st.Page(
+            partial(_screen, name, page),
+            title=page.title,
+            icon=page.icon or None,
+            url_path=name,
+            default=index == 0,
+        )
+        for index, (name, page) in enumerate(found)
+    }
+
+
+def _screen(name: str, page: Page) -> None:
+    desk = _frame(host())
+    if desk is not None:
+        with st.container(key=f"page-{name}"):
+            page.render(desk)
+
+
+def _frame(server: Host) -> Desk | None:
+    state = current()
+    with st.container(key="frame", gap="small"):
+        slot = _prompt_row(state)
+        body = st.container(gap="small")
+    with body:
+        about = ask(
+            server, About(state.model), AboutModel, view="about", what="loading the model", height=120
+        )
+        if about is None:
+            _model_menu(slot, state, None, None)
+            return None
+        if about.name != state.model:
+            _fall_back(about, state)
+        reading = ask(server, _question(state), Reading, view="frame", what="reading", height=90)
+        _model_menu(slot, state, about, reading)
+        if reading is None:
+            return None
+        if NOTICE in st.session_state:
+            prose(say(st.session_state[NOTICE]), key="notice", kind="notice")
+        _tokens(reading, state)
+        _bar(reading, state)
+    return Desk(server, state, about, reading)
+
+
+def _question(state: Investigation) -> Read:
+    return Read(
+        model=state.model,
+        prompt=state.prompt,
+        target=state.target,
+        foil=state.foil,
+        pos=state.pos,
+        plan=state.active,
+    )
+
+
+def _prompt_row(state: Investigation) -> DeltaGenerator:
+    """The prompt, target and foil fields; returns the place of the model's menu."""
+    fields = {
+        "prompt": _lines(state.prompt),
+        "target": "" if state.target is None else shown(state.target),
+        "foil": "" if state.foil is None else shown(state.foil),
+    }
+    for key, value in fields.items():  # the fields follow the investigation, never the reverse
+        if st.session_state.get(key) != value:
+            st.session_state[key] = value
+    with st.container(key="prompt-row", horizontal=True, vertical_alignment="bottom"):
+        st.text_input(
+            "Prompt",
+            key="prompt",
+            on_change=_prompted,
+            placeholder="What the model reads",
+            help="What the model reads. Write ↵ for a new line.",
+        )
+        for key, words in (("target", "Target"), ("foil", "Foil")):
+            st.text_input(
+                words,
+                key=key,
+                on_change=_answered,
+                args=(key,),
+                placeholder="automatic",
+                help="One token; · is a leading space. Left empty, the model's own choice.",
+            )
+        return st.container(key="model-slot", width="content")
+
+
+def _model_menu(
+    slot: DeltaGenerator, state: Investigation, about: AboutModel | None, reading: Reading | None
+) -> None:
+    with slot, st.popover(state.model if about is None else about.name, width="content"):
+        if about is not None:
+            prose(
+                say(model_line(about, reading.milliseconds if reading else None)),
+                key="model-card",
+                rows=model_rows(about),
+            )
+        if st.session_state.get("model") != state.model:
+            st.session_state["model"] = state.model
+        st.text_input(
+            "Another model",
+            key="model",
+            on_change=_chose_model,
+            help="A name such as induction, a Hugging Face folder or hub id, or a .gguf file.",
+        )
+        for index, example in enumerate(about.examples if about else ()):
+            act = partial(_example, example=example)
+            st.button(
+                f"Example: {example.name}",
+                key=f"example-{index}",
+                on_click=callback(act),
+                type="tertiary",
+            )
+
+
+def _tokens(reading: Reading, state: Investigation) -> None:
+    edited = {at for edit in state.active for at in edit.positions}
+    strip(
+        reading.tokens,
+        key="strip",
+        selected=reading.pos,
+        edits=sorted(edited),
+        on_pick=lambda pos: change(pos=None if pos == len(reading.tokens) - 1 else pos),
+    )
+
+
+def _bar(reading: Reading, state: Investigation) -> None:
+    bar(
+        bar_view(reading, state),
+        key="bar",
+        on_remove=lambda index: become(current().remove(index)),
+        on_move=lambda index, to: become(current().move(index, to)),
+        on_bypass=lambda: change(bypass=not current().bypass),
+    )
+
+
+def _fall_back(about: AboutModel, state: Investigation) -> None:
+    """Goes on with the model that is there, and with a prompt it knows."""
+    st.session_state[NOTICE] = about.notice
+    become(_example(replace(state, model=about.name), about.examples[0]))
+    st.rerun()
+
+
+def _example(state: Investigation, example: Example) -> Investigation:
+    fresh = state.ask(example.prompt)
+    return replace(fresh, target=example.target, foil=example.foil)
+
+
+def _prompted() -> None:
+    become(current().ask(st.session_state["prompt"].replace("↵", "\n")))
+
+
+def _answered(key: str) -> None:
+    text = typed(st.session_state[key])
+    change(**{key: text or None})
+
+
+def _chose_model() -> None:
+    name = st.session_state["model"].strip()
+    if name:
+        st.session_state.pop(NOTICE, None)
+        change(model=name, head=None, cell=None, plan=(), pos=None)
+
+
+def _lines(text: str) -> str:
+    return text.replace("\n", "↵")

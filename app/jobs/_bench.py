@@ -1,0 +1,149 @@
+"""The worker's bench: the models and directions at hand, and prompts and plans made ready for them.
+
+Notable: a model stays loaded while it is used; two are kept, so that two tabs with two models do
+not load them in turns. Interventions of the app are optional: one that cannot act says so on its
+chip instead of ending the reading.
+"""
+
+import gc
+from collections import OrderedDict
+from typing import Final, TypeVar, final
+
+import torch
+import workbench as wb
+from workbench.attribution.known_truth import induction
+from workbench.core.data import token_rows
+from workbench.core.direction import Direction
+from workbench.core.errors import OptionError
+from workbench.core.protocols import Model, Vocabulary
+from workbench.steering import METHODS as STEERING
+
+from app.host import Job
+from app.results import Answer, Receipt
+from app.state import Edit, Recipe
+
+MODELS: Final = 2
+DIRECTIONS: Final = 64
+BUILT_IN: Final = "induction"
+Value = TypeVar("Value")
+
+
+@final
+class Bench:
+    """Models and directions, kept by name and recipe; used by one thread only."""
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, Model] = OrderedDict()
+        self._directions: OrderedDict[tuple[str, Recipe], Direction] = OrderedDict()
+
+    def model(self, name: str) -> Model:
+        """The model of that name, loaded unless it is here.
+
+        Raises:
+            WorkbenchError: If there is none, or it cannot be loaded.
+        """
+        if name not in self._models:
+            gc.unfreeze()
+            self._models[name] = induction.build().model if name == BUILT_IN else wb.load(name)
+            _trim(self._models, MODELS)
+            gc.collect()
+            gc.freeze()
+        self._models.move_to_end(name)
+        return self._models[name]
+
+    def direction(self, name: str, recipe: Recipe, job: Job) -> Direction:
+        """The direction of a recipe on that model, made unless it is here.
+
+        Raises:
+            OptionError: If the recipe names no known method.
+        """
+        key = (name, recipe)
+        if key not in self._directions:
+            self._directions[key] = STEERING[recipe.method](
+                self.model(name),
+                positive=recipe.positive,
+                negative=recipe.negative,
+                site=recipe.site,
+                label=recipe.method,
+                check=job.check,
+            )
+            _trim(self._directions, DIRECTIONS)
+        self._directions.move_to_end(key)
+        return self._directions[key]
+
+    def plan(self, name: str, edits: tuple[Edit, ...], job: Job) -> wb.Plan:
+        """The app's edits as a plan of the library."""
+        return wb.Plan(tuple(self._intervention(name, edit, job) for edit in edits))
+
+    def _intervention(self, name: str, edit: Edit, job: Job) -> wb.Intervention:
+        positions = list(edit.positions) or None
+        if edit.op == "steer":
+            if edit.recipe is None:
+                raise OptionError("plan", "a recipe beside 'steer'", edit.site)
+            direction = self.direction(name, edit.recipe, job)
+            return direction.at(edit.strength, unit="gap", positions=positions)
+        operator = wb.ops.zero() if edit.op == "zero" else wb.ops.scale(edit.factor)
+        return wb.Intervention(
+            edit.site,
+            operator,
+            heads=edit.heads or None,
+            positions=positions,
+            strength=edit.strength,
+            optional=True,
+            label=edit.label,
+        )
+
+
+def prompt_ids(model: Model, prompt: str) -> tuple[int, ...]:
+    """The tokens of a prompt.
+
+    Raises:
+        PromptError: If it is empty or too long.
+    """
+    return token_rows(model, prompt)[0]
+
+
+def words(model: Model) -> Vocabulary:
+    """The model's vocabulary.
+
+    Raises:
+        OptionError: If it has none, so that no text can be read.
+    """
+    if model.tokenizer is None:
+        raise OptionError("model", "one with a tokenizer", model.name)
+    return model.tokenizer
+
+
+def until(ids: tuple[int, ...], pos: int | None) -> tuple[int, ...]:
+    """The tokens up to and with the position read; the last where none, or none such, is picked."""
+    return ids if pos is None or not 0 <= pos < len(ids) else ids[: pos + 1]
+
+
+def answer(
+    model: Model, logits: torch.Tensor, target: str | None, foil: str | None
+) -> tuple[Answer, int, int]:
+    """Target and foil, and their ids; where not given, the model's likeliest other tokens.
+
+    Raises:
+        TokenError: If a given text is not one token.
+        OptionError: If both are the same.
+    """
+    vocabulary = words(model)
+    given = [None if text is None else vocabulary.single(text) for text in (target, foil)]
+    best = [int(i) for i in logits.topk(min(3, len(logits))).indices]
+    first = given[0] if given[0] is not None else next(i for i in best if i != given[1])
+    second = given[1] if given[1] is not None else next(i for i in best if i != first)
+    if first == second:
+        raise OptionError("foil", "another token than the target", foil)
+    texts = (vocabulary.token_text(first), vocabulary.token_text(second))
+    return Answer(*texts, given[0] is None, given[1] is None), first, second
+
+
+def receipts(trace: wb.Trace) -> tuple[Receipt, ...]:
+    """What each intervention of a run did."""
+    return tuple(Receipt(r.acted, r.tokens, r.change) for r in trace.receipts)
+
+
+def _trim(table: "OrderedDict[str, Model] | OrderedDict[tuple[str, Recipe], Direction]", limit: int) -> None:
+    while len(table) > limit:
+        table.popitem(last=False)

@@ -1,0 +1,67 @@
+"""The model itself; and, where the default one is not on this machine, the built-in one instead."""
+
+from workbench.core.protocols import Model
+from workbench.models.assets import DEFAULT, is_present
+from workbench.models.transformer import Transformer
+
+from app.host import Job
+from app.jobs._bench import BUILT_IN, Bench
+from app.jobs._table import Answers
+from app.results import AboutModel, Example
+from app.specs import About
+
+LANGUAGE = (
+    Example(
+        "who gets the drink",
+        "When Mary and John went to the store, John gave a drink to",
+        " Mary",
+        " John",
+    ),
+    Example("a capital", "The capital of France is", " Paris", " London"),
+    Example("induction", "The wug ran to Dax. The blick ran to Tol. The wug ran to D", "ax", "ol"),
+    Example("agreement", "The keys to the old cabinet", " are", " is"),
+)
+LETTERS = (
+    Example("repeated letters", "fbhadgecfbhad", "g", "a"),
+    Example("another order", "hgfedcbahgf", "e", "d"),
+)
+
+
+def about(bench: Bench, spec: About, job: Job) -> AboutModel:
+    """Loads the model and says what it is."""
+    name, notice = spec.model, ""
+    if name == DEFAULT and not is_present(name):
+        name = BUILT_IN
+        notice = (
+            f"{DEFAULT} is not on this machine, so this is the built-in induction model: two "
+            f"layers, built by hand, sixteen letters. Run “workbench pull {DEFAULT}” for a "
+            "language model, then reload."
+        )
+    return _describe(bench.model(name), name, notice)
+
+
+def _describe(model: Model, name: str, notice: str) -> AboutModel:
+    sizes = model.sizes
+    return AboutModel(
+        name=name,
+        parameters=_parameters(model),
+        n_layers=sizes.n_layers,
+        n_heads=sizes.n_heads,
+        n_key_value_heads=sizes.n_key_value_heads,
+        d_model=sizes.d_model,
+        n_ctx=sizes.n_ctx,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        examples=LETTERS if name == BUILT_IN else LANGUAGE,
+        notice=notice,
+    )
+
+
+def _parameters(model: Model) -> int:
+    """How many weights, tied ones once; 0 where a foreign model does not say."""
+    if not isinstance(model, Transformer):
+        return 0
+    return sum({p.data_ptr(): p.numel() for p in model.stack.parameters()}.values())
+
+
+ANSWERS = Answers({About: about})

@@ -1,0 +1,69 @@
+"""The address bar and the investigation, kept equal; long investigations rest in the workspace.
+
+Notable: a navigation click drops the query, so the address is written again on each run. What is
+in the address and is not what we last wrote came from outside (a link, Back, Forward) and wins.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import streamlit as st
+
+from app.codec import StateError
+from app.desk import STATE, current
+from app.state import SHORT_KEYS, digest, from_query, to_json, to_query
+
+_WRITTEN: Final = "written_query"
+
+
+def arrive() -> str | None:
+    """Takes over the address if it came from outside; returns what is wrong with it, if anything."""
+    query = {key: st.query_params[key] for key in st.query_params if key in SHORT_KEYS}
+    if not query or query == st.session_state.get(_WRITTEN):
+        return None
+    st.session_state[_WRITTEN] = query
+    try:
+        state = from_query(query, stored)
+    except StateError as error:
+        return f"The link could not be read, so nothing was taken from it. {error}"
+    if state is not None:
+        st.session_state[STATE] = state
+    return None
+
+
+def depart() -> None:
+    """Writes the investigation into the address where it differs."""
+    state = current()
+    query = to_query(state)
+    if "s" in query:
+        store(to_json(state), digest(state))
+    ours = {key: st.query_params[key] for key in st.query_params if key in SHORT_KEYS}
+    if ours != query:
+        st.query_params.from_dict(query)
+    st.session_state[_WRITTEN] = query
+
+
+def workspace() -> Path:
+    """Where long investigations rest."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "workbench" / "investigations"
+
+
+def store(text: str, name: str) -> None:
+    """Keeps an investigation under its digest, written whole or not at all."""
+    file = workspace() / f"{name}.json"
+    if file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=file.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    Path(temporary).replace(file)
+
+
+def stored(name: str) -> str | None:
+    """The text kept under a digest, which the caller has checked to be one."""
+    file = workspace() / f"{name}.json"
+    return file.read_text(encoding="utf-8") if file.is_file() else None

@@ -1,0 +1,1 @@
+"""The pages: one public module each, defining `PAGE`; its file name is its address."""

@@ -1,0 +1,104 @@
+"""Attention: every head small, one large; a head can be taken out."""
+
+import streamlit as st
+
+from app.components.bars import bars
+from app.components.foot import foot
+from app.components.heat import heat
+from app.components.prose import prose
+from app.desk import Desk, callback, change, question
+from app.page import Page
+from app.results import ComponentScores, HeadPattern, Mosaic
+from app.specs import Attention, Components, Head
+from app.views import attention as views
+
+
+def render(desk: Desk) -> None:
+    """The mosaic, the head on show, and its card."""
+    state = desk.state
+    title = st.container()
+    small, large, side = st.columns([1.05, 2, 1], gap="medium")
+    with small, st.container(key="mosaic-figure"):
+        mosaic = desk.ask(
+            Attention(state.model, state.prompt, state.active),
+            Mosaic,
+            view="attention",
+            what="attention of every head",
+            height=620,
+        )
+        if mosaic is None:
+            return
+        scores = _scores(desk)
+        prose(key="mosaic-title", title="All heads")
+        heat(views.tiles(mosaic, scores, state), key="mosaic", file="heads", on_pick=_pick)
+    with large, st.container(key="head-figure"):
+        pattern = _pattern(desk, views.picked(mosaic, scores, state))
+        if pattern is None:
+            return
+        view, figure = views.head(pattern, mosaic, scores, state)
+        prose(key="head-title", title=f"L{pattern.layer}H{pattern.head}")
+        heat(figure, key="head", file=f"L{pattern.layer}H{pattern.head}", on_pick=_query(pattern))
+        foot(view.foot, key="head-foot")
+    with title:
+        prose(*view.sentences, key="attention-title", kind="page", title=view.title)
+    with side, st.container(key="head-card"):
+        _card(pattern, scores, desk)
+
+
+def _card(pattern: HeadPattern, scores: ComponentScores | None, desk: Desk) -> None:
+    words, figure, rows = views.card(pattern, scores, desk.state)
+    prose(key="head-card-title", title=words)
+    bars(figure, key="head-card-bars")
+    prose(key="head-card-rows", rows=rows)
+    edit = views.ablation(pattern)
+    st.button(
+        f"Ablate L{pattern.layer}H{pattern.head}",
+        key="head-ablate",
+        type="primary",
+        disabled=edit in desk.state.plan,
+        on_click=callback(lambda state: state.add(edit)),
+        help="Sets this head's output to zero; the metric above shows what that does.",
+    )
+    st.button(
+        "Hide the first token" if desk.state.show_sink else "Show the first token",
+        key="head-sink",
+        on_click=change,
+        kwargs={"show_sink": not desk.state.show_sink},
+    )
+
+
+def _scores(desk: Desk) -> ComponentScores | None:
+    return desk.ask(
+        question(desk, Components),
+        ComponentScores,
+        view="components",
+        what="direct effects of the heads",
+        height=80,
+    )
+
+
+def _pattern(desk: Desk, place: tuple[int, int]) -> HeadPattern | None:
+    state = desk.state
+    return desk.ask(
+        Head(state.model, state.prompt, state.active, *place),
+        HeadPattern,
+        view="head",
+        what=f"attention of L{place[0]}H{place[1]}",
+        height=560,
+    )
+
+
+def _pick(layer: int, head: int) -> None:
+    change(head=(layer, head))
+
+
+def _query(pattern: HeadPattern):  # noqa: ANN202
+    last = len(pattern.tokens) - 1
+
+    def pick(row: int, _: int) -> None:
+        change(pos=None if row == last else row + pattern.first)
+
+    return pick
+
+
+PAGE = Page("Attention", "", render, order=30)

@@ -1,0 +1,90 @@
+"""Overview: what comes next, since which layer, through which parts."""
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from app.components.bars import bars
+from app.components.foot import foot
+from app.components.lines import lines
+from app.components.prose import prose
+from app.desk import Desk, become, change, current, go, question
+from app.page import Page
+from app.results import ComponentScores, LensReading
+from app.specs import Components, Lens
+from app.views import overview
+from app.views.figures import View
+
+
+def render(desk: Desk) -> None:
+    """Three answers, in the order in which they can be had."""
+    view, figure = overview.next_tokens(desk.reading, desk.state)
+    prose(*view.sentences, key="overview-title", kind="page", title=view.title)
+    first, second, third = st.columns([1.15, 1, 1.05], gap="medium")
+    with first, st.container(key="card-next"):
+        bars(figure, key="next", on_act=_chosen(desk))
+        foot(view.foot, key="next-foot")
+    with second, st.container(key="card-layers"):
+        _layers(desk)
+    with third, st.container(key="card-parts"):
+        _parts(desk)
+
+
+def _layers(desk: Desk) -> None:
+    lens = desk.ask(
+        question(desk, Lens), LensReading, view="lens", what="reading every layer", height=320
+    )
+    if lens is None:
+        return
+    view, figure = overview.by_layer(lens, desk.state)
+    _head(view, "layers")
+
+    def pick(row: int) -> None:
+        change(cell=(row, lens.pos))
+        go("lens")
+
+    lines(figure, key="layers", height=300, shares=True, on_pick=pick)
+    foot(view.foot, key="layers-foot")
+
+
+def _parts(desk: Desk) -> None:
+    scores = desk.ask(
+        question(desk, Components),
+        ComponentScores,
+        view="components",
+        what="attributing to parts",
+        height=320,
+    )
+    if scores is None:
+        return
+    view, figure, order = overview.components(scores, desk.state)
+    _head(view, "parts")
+
+    def act(name: str, row: int) -> None:
+        index = order[row]
+        if name == "ablate":
+            edit = overview.ablation(scores, index)
+            if edit is not None:
+                become(current().add(edit))
+            return
+        layer, head = scores.layers[index], scores.heads[index]
+        if layer is not None and head is not None:
+            change(head=(layer, head))
+            go("attention")
+
+    bars(figure, key="parts", on_act=act, pickable=True)
+    foot(view.foot, key="parts-foot")
+
+
+def _head(view: View, key: str) -> None:
+    prose(*view.sentences, key=f"{key}-title", title=view.title)
+
+
+def _chosen(desk: Desk) -> Callable[[str, int], None]:
+    def act(name: str, row: int) -> None:
+        change(**{name: desk.reading.top[row].text})
+
+    return act
+
+
+PAGE = Page("Overview", "", render, order=10)

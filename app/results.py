@@ -1,0 +1,189 @@
+"""What comes back from the worker: texts, numbers and numpy arrays; no torch, nothing to mend."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt that shows what a model can do."""
+
+    name: str
+    prompt: str
+    target: str | None
+    foil: str | None
+
+
+@dataclass(frozen=True)
+class AboutModel:
+    """The model in use."""
+
+    name: str
+    parameters: int
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    d_model: int
+    n_ctx: int
+    device: str
+    dtype: str
+    examples: tuple[Example, ...]
+    notice: str = ""  # why this is not the model that was asked for, if so
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token the model may say next."""
+
+    text: str
+    prob: float
+    before: float  # its probability without the plan
+    logit: float
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an intervention did."""
+
+    acted: int
+    tokens: int
+    change: float  # norm of all it changed, in activation units
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Target and foil as they were resolved; `automatic` where the model's own best are used."""
+
+    target: str
+    foil: str
+    target_automatic: bool
+    foil_automatic: bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model says after the position read."""
+
+    tokens: tuple[str, ...]
+    pos: int
+    answer: Answer
+    before: float  # logit difference without the plan
+    after: float | None  # with it; nothing without a plan
+    target: Candidate
+    foil: Candidate
+    target_rank: int
+    foil_rank: int
+    top: tuple[Candidate, ...]
+    entropy: float  # bits
+    receipts: tuple[Receipt, ...]
+    milliseconds: float  # of one plain forward
+    n_context: int
+
+
+@dataclass(frozen=True)
+class LensReading:
+    """The residual stream read as words; row 0 is the embedding, row i + 1 the end of layer i."""
+
+    tokens: tuple[str, ...]
+    positions: tuple[int, ...]  # of the columns
+    layers: tuple[str, ...]
+    texts: tuple[tuple[tuple[str, ...], ...], ...]  # layer column rank
+    probs: Array  # layer column rank
+    entropy: Array  # layer column; bits
+    divergence: Array  # layer column; bits from the model's own output
+    answer: Answer
+    pos: int
+    target_prob: Array  # layer; at the position read
+    foil_prob: Array
+    target_rank: Array
+    foil_rank: Array
+    residual: float  # largest difference of a probability between the last row and the model
+
+
+@dataclass(frozen=True)
+class ComponentScores:
+    """What each part adds to target - foil, in logits."""
+
+    answer: Answer
+    names: tuple[str, ...]  # "embed", "L3 MLP", "L9H6"
+    layers: tuple[int | None, ...]
+    heads: tuple[int | None, ...]
+    values: Array
+    total: float
+    metric: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Every head's pattern, at most `side` cells wide; larger ones show the largest of each cell."""
+
+    tokens: tuple[str, ...]
+    tiles: Array  # layer head query key
+    pooled: int  # positions per cell
+    sink: Array  # layer head; mean attention to the first token, over later queries
+    rowsum: float  # largest difference of a row's sum from 1
+
+
+@dataclass(frozen=True)
+class HeadPattern:
+    """One head's attention, exact."""
+
+    tokens: tuple[str, ...]
+    layer: int
+    head: int
+    pattern: Array  # query key
+    first: int  # position of the first row and column shown
+
+
+@dataclass(frozen=True)
+class Quality:
+    """One line of a quality card."""
+
+    name: str
+    value: float
+    unit: str
+    note: str
+
+
+@dataclass(frozen=True)
+class DirectionCard:
+    """What a direction is worth."""
+
+    site: str
+    gap: float  # distance of the two means along the direction, in activation units
+    relative: float  # a gap as a share of the mean norm of the stream there
+    count: int  # texts
+    quality: tuple[Quality, ...]
+
+
+@dataclass(frozen=True)
+class DoseCurve:
+    """The metric, and how far the next-token distribution moved, by strength."""
+
+    answer: Answer
+    strengths: Array
+    metric: Array
+    divergence: Array  # bits
+    base: float  # the metric without the direction
+    zero: float  # largest difference of a logit between strength 0 and no direction
+
+
+@dataclass(frozen=True)
+class TwinResult:
+    """Baseline and steered continuation, judged by the model without the direction."""
+
+    prompt: str
+    base: tuple[str, ...]
+    steered: tuple[str, ...]
+    divergence: Array  # of each steered token's distribution from the plain one, bits
+    base_perplexity: float
+    steered_perplexity: float
+    receipt: Receipt
+    identical: bool
+    repeats: tuple[str, int] | None  # a phrase the steered text repeats, and how often
+    seconds: float

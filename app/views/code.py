@@ -1,0 +1,37 @@
+"""The Python that makes what a page shows, with the page's own prompt and plan filled in."""
+
+from app.state import Edit, Investigation, Recipe
+
+
+def script(state: Investigation, *body: str) -> str:
+    """A whole script: the model, the prompt, the plan, and then `body`."""
+    steers = [edit.recipe for edit in state.active if edit.recipe is not None]
+    lines = ["import workbench as wb"]
+    if steers or any("STEERING" in line for line in body):
+        lines.append("from workbench.steering import METHODS as STEERING")
+    lines += ["", f"model = wb.load({state.model!r})", f"prompt = {state.prompt!r}"]
+    lines += [f"plan = [{_list(state.active)}]"]
+    return "\n".join([*lines, "", *body]) + "\n"
+
+
+def direction(recipe: Recipe) -> str:
+    """The expression that makes a direction."""
+    return (
+        f"STEERING[{recipe.method!r}](model, positive={list(recipe.positive)!r},\n"
+        f"    negative={list(recipe.negative)!r}, site={recipe.site!r})"
+    )
+
+
+def _list(edits: tuple[Edit, ...]) -> str:
+    if not edits:
+        return ""
+    return "\n    " + "\n    ".join(f"{_edit(edit)}," for edit in edits) + "\n"
+
+
+def _edit(edit: Edit) -> str:
+    where = f", heads={list(edit.heads)!r}" if edit.heads else ""
+    where += f", positions={list(edit.positions)!r}" if edit.positions else ""
+    if edit.op == "steer" and edit.recipe is not None:
+        return f'{direction(edit.recipe)}.at({edit.strength!r}, unit="gap")'
+    operator = "zero()" if edit.op == "zero" else f"scale({edit.factor!r})"
+    return f"wb.Intervention({edit.site!r}, wb.ops.{operator}{where})"

@@ -1,0 +1,170 @@
+"""The Lens: what could be said after every layer, at every position."""
+
+import numpy as np
+
+from app.results import LensReading
+from app.state import Edit, Investigation
+from app.views.code import script
+from app.views.figures import Bar, Bars, Check, Foot, Heat, Table, View
+from app.views.overview import settled
+from app.views.words import Sentence, Words, percent, plain, say, shown, strong, tiny, times, token
+
+
+def lens(reading: LensReading, state: Investigation) -> tuple[View, Heat]:
+    """The grid of top words, shaded by their probability; layers grow upward."""
+    columns = tuple(shown(reading.tokens[pos]) for pos in reading.positions)
+    texts = tuple(tuple(shown(cell[0]) for cell in row) for row in reading.texts)
+    row, column = picked(reading, state)
+    best = reading.probs[:, :, 0]
+    hidden = len(reading.tokens) - len(reading.positions)
+    view = View(
+        title=say("What could be said after each layer?"),
+        sentences=(_told(reading), *_hidden(reading, hidden)),
+        foot=Foot(
+            checks=(
+                Check(
+                    "last row − model",
+                    tiny(reading.residual),
+                    "in probability",
+                    reading.residual < 1e-3,
+                ),
+            ),
+            method="Raw logit lens (nostalgebraist 2020): the stream after each layer through the "
+            "model's final norm and unembedding. Early rows are often unreadable because the lens "
+            "is not trained for them; that is the lens's limit, not proof of ignorance.",
+            table=Table(
+                "Top word by layer and position",
+                ("layer", "position", "token", "top word", "probability", "entropy, bits"),
+                tuple(
+                    (
+                        reading.layers[i],
+                        pos,
+                        columns[j],
+                        texts[i][j],
+                        float(best[i, j]),
+                        float(reading.entropy[i, j]),
+                    )
+                    for i in reversed(range(len(reading.layers)))
+                    for j, pos in enumerate(reading.positions)
+                ),
+            ),
+            code=script(
+                state,
+                "from workbench.lenses import METHODS as LENSES",
+                'reading = LENSES["logit_lens"](model, prompt, plan=plan)',
+                "print(reading.table())",
+            ),
+        ),
+    )
+    figure = Heat(
+        values=best,
+        label=f"Top word after each of {len(reading.layers)} layers at {len(columns)} positions",
+        rows=reading.layers,
+        columns=columns,
+        row_title="layer",
+        column_title="token read",
+        unit="",
+        note="probability of the top word",
+        upward=True,
+        texts=texts,
+        picked=(row, column),
+        cell=(46, 110),
+        cell_height=17,
+    )
+    return view, figure
+
+
+def picked(reading: LensReading, state: Investigation) -> tuple[int, int]:
+    """The row and column of the picked cell; where nothing fits, the last row of what is read."""
+    columns = {pos: column for column, pos in enumerate(reading.positions)}
+    last = len(reading.layers) - 1
+    if state.cell is None or state.cell[1] not in columns:
+        first = settled(reading.target_rank)
+        return (last if first is None else first), columns[reading.pos]
+    return max(0, min(last, state.cell[0])), columns[state.cell[1]]
+
+
+def card(
+    reading: LensReading, state: Investigation
+) -> tuple[Sentence, Bars, tuple[tuple[str, Words], ...]]:
+    """The picked cell: its words, how sure it is, how far from the end it still is."""
+    row, column = picked(reading, state)
+    pos = reading.positions[column]
+    texts, probs = reading.texts[row][column], reading.probs[row, column]
+    answer = reading.answer
+    title = say(f"{layer_name(reading.layers[row])}, position {pos} ", token(reading.tokens[pos]))
+    figure = Bars(
+        rows=tuple(
+            Bar(
+                label=shown(text),
+                value=float(p),
+                text=percent(float(p)),
+                tone="target" if text == answer.target else "foil" if text == answer.foil else "",
+                literal=True,
+            )
+            for text, p in zip(texts, probs, strict=True)
+        ),
+        label="Top words of this cell",
+        unit="probability",
+        most=max(float(probs.max()), 1e-9),
+    )
+    rows = (
+        ("entropy", plain(float(reading.entropy[row, column]), "bits")),
+        ("KL of the output from it", plain(float(reading.divergence[row, column]), "bits")),
+    )
+    return title, figure, rows
+
+
+def ablations(reading: LensReading, state: Investigation) -> tuple[tuple[str, Edit], ...]:
+    """What can be taken out at the picked cell: the layer's MLP and attention, there only."""
+    row, column = picked(reading, state)
+    if row == 0:
+        return ()
+    layer, pos = row - 1, reading.positions[column]
+    return tuple(
+        (f"Ablate its {name} here", Edit("zero", f"blocks.{layer}.{hook}", positions=(pos,)))
+        for name, hook in (("MLP", "hook_mlp_out"), ("attention", "hook_attn_out"))
+    )
+
+
+def layer_name(name: str) -> str:
+    """A row in words."""
+    return "The embedding" if name == "embed" else f"After layer {name}"
+
+
+def _told(reading: LensReading) -> Sentence:
+    answer, first = reading.answer, settled(reading.target_rank)
+    where = say(f"At position {reading.pos} ", token(reading.tokens[reading.pos]), ", ")
+    if first is None:
+        best = int(np.argmin(reading.target_rank))
+        return where + say(
+            token(answer.target, "target"),
+            " never stays first; its best rank is ",
+            strong(str(int(reading.target_rank[best]))),
+            f", {_after(reading.layers[best])}.",
+        )
+    decided = len(reading.layers) - 1 - first
+    return where + say(
+        token(answer.target, "target"),
+        " is the top word ",
+        strong(_after(reading.layers[first])),
+        f" and stays so for the {times(decided, 'layer')} that follow."
+        if decided
+        else ": only the very last layer decides.",
+    )
+
+
+def _after(name: str) -> str:
+    return "in the embedding" if name == "embed" else f"after layer {name}"
+
+
+def _hidden(reading: LensReading, hidden: int) -> tuple[Sentence, ...]:
+    if not hidden:
+        return ()
+    low, high = reading.positions[0], reading.positions[-1]
+    return (
+        say(
+            f"Shown are positions {low} to {high}; {times(hidden, 'other')} are not, since a cell "
+            "needs room for its word. Pick a token above to move there."
+        ),
+    )

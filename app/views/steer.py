@@ -1,0 +1,174 @@
+"""Steer: how far a direction holds its texts apart, what it does to the metric and the text."""
+
+import numpy as np
+
+from app.results import DirectionCard, DoseCurve, TwinResult
+from app.state import Investigation, Recipe, Steering
+from app.views.code import direction, script
+from app.views.figures import Array, Check, Foot, Line, Lines, Table, View
+from app.views.words import Sentence, percent, plain, say, signed, strong, tiny, times, token
+
+STRENGTHS = tuple(round(0.25 * step, 2) for step in range(-12, 13))  # gaps
+FLUENT = 2.0  # how many times the baseline's perplexity a text may have before we warn
+
+
+def report(
+    result: TwinResult, dose: DoseCurve | None, card: DirectionCard, state: Investigation, recipe: Recipe
+) -> View:
+    """What steering did: to the metric, to the text, and at what price in fluency."""
+    steering = state.steering
+    return View(
+        title=say("What does steering change, and at what price?"),
+        sentences=tuple(_sentences(result, dose, state)),
+        foot=Foot(
+            checks=(*_checks(result, dose), *_separation(card)),
+            method=f"Mean difference at {recipe.site}: the mean of the residual stream over the "
+            "positive texts minus that over the negative ones, added at every position; one gap is "
+            "the distance between the two means. Both texts are written in one batch with the same "
+            "noise. Perplexity is that of the written text under the model without the direction; "
+            "KL is how far the steered distribution lies from the plain one at each token.",
+            table=Table(
+                "Steered tokens",
+                ("step", "token", "KL from the plain model, bits"),
+                tuple(
+                    (step, text, float(kl))
+                    for step, (text, kl) in enumerate(
+                        zip(result.steered, result.divergence, strict=True)
+                    )
+                ),
+            ),
+            code=script(
+                state,
+                f"direction = {direction(recipe)}" if "STEERING" in direction(recipe) else "",
+                "for piece in wb.generate(model, prompt, "
+                f'plan=[*plan, direction.at({steering.strength!r}, unit="gap")],',
+                f"    max_new_tokens={steering.new_tokens}, temperature={steering.temperature!r}, "
+                f"seed={steering.seed}, stream=True):",
+                '    print(piece, end="")',
+            ),
+        ),
+    )
+
+
+def dose_figure(dose: DoseCurve, steering: Steering) -> tuple[Lines, Lines]:
+    """The metric by strength, and how far the next-token distribution moves."""
+    steps = tuple(signed(float(s)).removesuffix("0") for s in dose.strengths)
+    nearest = int(np.argmin(np.abs(dose.strengths - steering.strength)))
+    low, high = _range(dose.metric)
+    metric = Lines(
+        lines=(Line("target − foil", dose.metric, "accent"),),
+        steps=steps,
+        step_title="strength, gaps",
+        value_title="logits",
+        low=low,
+        high=high,
+        label="Logit difference by steering strength",
+        picked=nearest,
+        ticks=tuple((v, signed(v)) for v in np.linspace(low, high, 4).tolist()),
+    )
+    top = max(float(dose.divergence.max()), 1e-3)
+    moved = Lines(
+        lines=(Line("KL from the unsteered model", dose.divergence, ""),),
+        steps=steps,
+        step_title="strength, gaps",
+        value_title="bits",
+        low=0.0,
+        high=top,
+        label="How far the next-token distribution moves by steering strength",
+        picked=nearest,
+        ticks=tuple((v, plain(v)) for v in np.linspace(0, top, 4).tolist()),
+    )
+    return metric, moved
+
+
+def weights(divergence: Array) -> list[float]:
+    """How thick each token's underline is: 1 at four bits and more."""
+    return [float(min(1.0, max(0.0, bits / 4))) for bits in divergence]
+
+
+def parting(base: tuple[str, ...], steered: tuple[str, ...]) -> int | None:
+    """The first step at which the two texts differ."""
+    pairs = zip(base, steered, strict=False)
+    return next((step for step, (one, other) in enumerate(pairs) if one != other), None)
+
+
+def at_dose(dose: DoseCurve, strength: float) -> float:
+    """The metric at a strength, read off the curve."""
+    return float(np.interp(strength, dose.strengths, dose.metric))
+
+
+def _sentences(
+    result: TwinResult, dose: DoseCurve | None, state: Investigation
+) -> list[Sentence]:
+    strength = state.steering.strength
+    told: list[Sentence] = []
+    if dose is not None:
+        after = at_dose(dose, strength)
+        told.append(
+            say(
+                f"At {signed(strength)} gaps, ",
+                token(dose.answer.target, "target"),
+                " − ",
+                token(dose.answer.foil, "foil"),
+                " goes from ",
+                f"{signed(dose.base)} to ",
+                strong(signed(after, "logits")),
+                f" ({signed(after - dose.base)}).",
+            )
+        )
+    told.append(_fluency(result))
+    return told
+
+
+def _fluency(result: TwinResult) -> Sentence:
+    if result.identical:
+        return say("The two texts are identical, token for token.")
+    step = parting(result.base, result.steered)
+    where = f"part at token {step}" if step is not None else "agree as far as both go"
+    ratio = result.steered_perplexity / max(result.base_perplexity, 1e-9)
+    note = ""
+    if result.repeats is not None:
+        phrase, count = result.repeats
+        note = f" It repeats “{phrase.strip()}” {times(count, 'time')}: try less strength."
+    elif ratio > FLUENT:
+        note = " The dose is high: the text is far less likely to the model itself; try less."
+    return say(
+        f"The texts {where}; perplexity without the direction is {plain(result.base_perplexity)} "
+        "for the baseline and ",
+        strong(plain(result.steered_perplexity)),
+        f" for the steered text ({plain(ratio)} ×).{note}",
+    )
+
+
+def _checks(result: TwinResult, dose: DoseCurve | None) -> tuple[Check, ...]:
+    found = [
+        Check("direction acted", times(result.receipt.tokens, "token"), "every one of the text")
+    ]
+    if dose is not None:
+        found.append(Check("strength 0 − baseline", tiny(dose.zero), "logits", dose.zero == 0))
+    if len(result.divergence):
+        found.append(Check("mean KL", plain(float(result.divergence.mean()), "bits"), "per token"))
+    return tuple(found)
+
+
+def _separation(card: DirectionCard) -> tuple[Check, ...]:
+    bad = {"p of chance": lambda v: v > 0.05, "held-out d'": lambda v: v < 1}
+    return tuple(
+        Check(q.name, plain(q.value, q.unit), "", not bad.get(q.name, lambda _: False)(q.value))
+        for q in card.quality
+    )
+
+
+def direction_sentence(card: DirectionCard) -> Sentence:
+    """The direction in one sentence."""
+    return say(
+        f"Made of {card.count} texts at {card.site}; one gap, the distance of their means, is ",
+        strong(percent(card.relative)),
+        " of the stream's norm there.",
+    )
+
+
+def _range(values: Array) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    room = max(0.05 * (high - low), 0.05)
+    return low - room, high + room
