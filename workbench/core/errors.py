@@ -19,6 +19,7 @@ expected, what came, and what to do next.
     ├─ CancelledError         RuntimeError     the caller's own check asked to stop
     ├─ NeverActedError        RuntimeError     an intervention that changed nothing because it was never reached
     ├─ InPlaceEditError       RuntimeError     a tap that wrote into an activation
+    ├─ ConvergenceError       RuntimeError     a fit that did not reach its tolerance
     ├─ NotRecordedError       LookupError      an activation that the run did not record
     ├─ MissingDependencyError ImportError      an optional package that is not installed
     └─ NonFiniteError         ArithmeticError  a value that is not finite, and where it first appeared
@@ -128,6 +129,10 @@ class InPlaceEditError(WorkbenchError, RuntimeError):
     def __init__(self, site: object) -> None:
         self.site = site
         super().__init__(f"A tap wrote into the activation at {site}; return a copy.")
+
+
+class ConvergenceError(WorkbenchError, RuntimeError):
+    """A fit that did not reach its tolerance; nothing may be concluded from where it stopped."""
 
 
 class NotRecordedError(WorkbenchError, LookupError):
