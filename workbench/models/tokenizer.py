@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as Backend
 
 from workbench.core.errors import FormatError, OptionError, PromptError, TokenError
 from workbench.models.chat import ChatPrompt, Message, Span, check_messages, render, said
-from workbench.models.checkpoint import as_ids, read_table
 from workbench.models.pieces import SPACE, Spelling, readable, spelling_of
+from workbench.models.tables import as_ids, read_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
