@@ -65,6 +65,4 @@ class Attribution(Result):
 
     @override
     def table(self) -> Table:
-        return grid_table(
-            self.axes, {"score": self.scores, "standard_error": self.standard_error}
-        )
+        return grid_table(self.axes, {"score": self.scores, "standard_error": self.standard_error})

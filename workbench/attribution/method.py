@@ -99,7 +99,11 @@ class AttributionMethod(ABC):
                 method=type(self).__name__,
                 source=self.source,
                 data=[tokens.clean.tokens.tolist(), tokens.corrupt.tokens.tolist()],
-                parameters={**hyper_parameters(self), "sites": list(map(str, wanted)), "axes": resolved},
+                parameters={
+                    **hyper_parameters(self),
+                    "sites": list(map(str, wanted)),
+                    "axes": resolved,
+                },
             ),
         )
 

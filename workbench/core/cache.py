@@ -13,7 +13,6 @@ from torch import Tensor
 from workbench.core.errors import PromptError
 
 
-
 @final
 class KeyValueCache:
     """Keys and values of every layer for `capacity` columns; grows by the columns of each pass."""
@@ -46,7 +45,9 @@ class KeyValueCache:
         """Whether any filled column is a pad."""
         return self._padded
 
-    def reserve(self, real: Bool[Tensor, "batch pos"], *, padded: bool) -> Bool[Tensor, "batch key"]:
+    def reserve(
+        self, real: Bool[Tensor, "batch pos"], *, padded: bool
+    ) -> Bool[Tensor, "batch key"]:
         """Opens columns for a pass; returns which of all columns, new ones included, are real.
 
         Raises:

@@ -20,7 +20,7 @@ from workbench.core.place import Place
 if TYPE_CHECKING:
     from workbench.core.protocols import Model
 
-Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Int[Tensor, "..."]
+Prompt = str | Sequence[str | int | Sequence[int]] | Int[Tensor, "..."]
 PaddingSide = Literal["left", "right"]
 
 
@@ -74,7 +74,7 @@ class Batch:
         return Place(self.positions, self.real, self.prompt, low, high, *ends)
 
     def repeat(self, times: int) -> "Batch":
-        """The whole batch, `times` over: rows 0…n-1, 0…n-1, …"""
+        """The whole batch, `times` over: all its rows, then all of them again."""
         real = None if self.real is None else self.real.repeat(times, 1)
         tokens = self.tokens.repeat(times, 1)
         return Batch(tokens, real, self.start.repeat(times), self.prompt.repeat(times))
@@ -143,7 +143,7 @@ def _as_ids(row: object) -> tuple[int, ...]:
         case Tensor():
             return tuple(map(int, row.tolist()))
         case [*parts] if all(isinstance(part, int) for part in parts):
-            return tuple(map(int, parts))  # pyright: ignore[reportArgumentType] - checked above
+            return tuple(map(int, parts))
         case _:
             raise PromptError(f"A prompt is a text or token ids, got {type(row).__name__}.")
 

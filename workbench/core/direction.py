@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
@@ -42,6 +43,7 @@ class Direction(Result):
     label: str = ""
 
     @property
+    @override
     def axes(self) -> tuple[Axis, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """One axis: the coordinates of the residual stream."""
         return (Axis("d", tuple(map(str, range(len(self.vector))))),)
@@ -49,9 +51,9 @@ class Direction(Result):
     @property
     def unit_vector(self) -> Float[Tensor, " d"]:
         """The direction, at norm 1."""
-        return self.vector / self.vector.norm()
+        return self.vector / torch.linalg.vector_norm(self.vector)
 
-    def at(  # noqa: PLR0913 - an intervention's places
+    def at(
         self,
         strength: float,
         *,
@@ -95,7 +97,7 @@ class Direction(Result):
     def unit_sizes(self) -> Mapping[str, float]:
         """How long one of each unit is."""
         return {
-            "raw": float(self.vector.norm()),
+            "raw": float(torch.linalg.vector_norm(self.vector)),
             "gap": self.gap,
             "sigma": self.sigma,
             "norm": self.norm,

@@ -4,25 +4,24 @@ Each is also the builtin a caller expects, keeps its data in fields, and says wh
 expected, what came, and what to do next.
 
     WorkbenchError
-    ├─ UnknownNameError       KeyError         a name that does not exist; names the nearest
-    ├─ UnknownConfigKeyError  ValueError       a config key that a family neither handles nor ignores
-    ├─ WeightsError           ValueError       missing, unexpected, misshapen, truncated or non-finite weights
-    ├─ AssetError             ValueError       an asset whose hash, archive or content is not the known one
-    ├─ PromptError            ValueError       an empty prompt, one beyond the context, or ids outside the vocabulary
+    ├─ UnknownNameError       KeyError         no such name; the nearest are given
+    ├─ UnknownConfigKeyError  ValueError       a config key neither handled nor ignored
+    ├─ WeightsError           ValueError       missing, unexpected, misshapen or truncated weights
+    ├─ AssetError             ValueError       a download whose hash or content is not the known one
+    ├─ PromptError            ValueError       an empty prompt, one too long, unknown ids
     ├─ TokenError             ValueError       a text that is not exactly one token
     ├─ OptionError            ValueError       an argument outside what it may be
-    ├─ ShapeError             ValueError       a tensor of the wrong shape, dtype or device at a site
-    ├─ AlignmentError         ValueError       clean and corrupt prompts that do not match token by token
-    ├─ EmptySelectionError    ValueError       a selection of sites, positions or examples that selects none
+    ├─ ShapeError             ValueError       a tensor of the wrong shape, dtype or device
+    ├─ AlignmentError         ValueError       clean and corrupt prompts that do not match
+    ├─ EmptySelectionError    ValueError       a selection that selects nothing
     ├─ FormatError            ValueError       a file or JSON that is not what it should be
-    ├─ NotReplayableError     ValueError       a bare function where a plan must be saved or replayed
+    ├─ NotReplayableError     ValueError       a bare function where only data can be saved
     ├─ CancelledError         RuntimeError     the caller's own check asked to stop
-    ├─ NeverActedError        RuntimeError     an intervention that changed nothing because it was never reached
+    ├─ NeverActedError        RuntimeError     an intervention that was never reached
     ├─ InPlaceEditError       RuntimeError     a tap that wrote into an activation
-    ├─ ConvergenceError       RuntimeError     a fit that did not reach its tolerance
     ├─ NotRecordedError       LookupError      an activation that the run did not record
     ├─ MissingDependencyError ImportError      an optional package that is not installed
-    └─ NonFiniteError         ArithmeticError  a value that is not finite, and where it first appeared
+    └─ NonFiniteError         ArithmeticError  a value that is not finite, and where
 """
 
 import difflib
@@ -59,7 +58,7 @@ class UnknownConfigKeyError(WorkbenchError, ValueError):
 
 
 class WeightsError(WorkbenchError, ValueError):
-    """Weights that are missing, left over, misshapen, truncated or not finite; all in one message."""
+    """Weights missing, left over, misshapen or truncated; all of them in one message."""
 
 
 class AssetError(WorkbenchError, ValueError):

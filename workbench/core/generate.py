@@ -172,9 +172,7 @@ def _pieces(
     writer.finish()
 
 
-def _collect(
-    pieces: Iterator[Piece], writer: "_Writer", rows: "_Rows", batch: Batch
-) -> Generation:
+def _collect(pieces: Iterator[Piece], writer: "_Writer", rows: "_Rows", batch: Batch) -> Generation:
     texts = [""] * len(batch.tokens)
     for piece in pieces:
         texts[piece.row] += piece.text
@@ -201,7 +199,9 @@ class _Rows:
     def __init__(self, vocabulary: Vocabulary | None, batch: Batch, stops: tuple[str, ...]) -> None:
         rows = range(len(batch.tokens))
         self._ends = frozenset(() if vocabulary is None else vocabulary.eos_ids)
-        self._streams = [None if vocabulary is None else TextStream(vocabulary, stops) for _ in rows]
+        self._streams = [
+            None if vocabulary is None else TextStream(vocabulary, stops) for _ in rows
+        ]
         self.tokens: list[list[int]] = [[] for _ in rows]
         self.said: list[list[float]] = [[] for _ in rows]
         self.ended = [""] * len(rows)

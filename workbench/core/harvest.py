@@ -38,7 +38,7 @@ class Harvest:
 
 def harvest(  # noqa: PLR0913 - what to read, where, and how it may be watched
     model: Model,
-    texts: Sequence[str] | Sequence[Sequence[int]],
+    texts: Sequence[str | Sequence[int]],
     sites: Selector,
     *,
     position: ReadPosition = "last",

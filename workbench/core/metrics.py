@@ -55,7 +55,7 @@ class TokenMetric:
             raise ShapeError(self.name, f"{self.n_examples} rows", f"{len(answers)}")
         return self.read(self._columns(answers, known), torch.arange(len(answers)))
 
-    def on(self, model: Model) -> "TokenMetric":
+    def on(self, model: Model) -> "TokenMetric":  # noqa: ARG002 - as a Metric has it
         """Itself."""
         return self
 
@@ -156,5 +156,5 @@ def logit(contrast: Contrast) -> Metric:
 
 
 def log_probability(contrast: Contrast) -> Metric:
-    """log p(target) at the answer position, in nats."""
+    """Log p(target) at the answer position, in nats."""
     return TargetLogProbability(contrast)

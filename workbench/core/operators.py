@@ -5,7 +5,6 @@ spans positions, it is read at each token's *absolute* position, so the same ope
 same in one full forward, in a decode step and under padding.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -159,7 +158,7 @@ class Scale(Operator):
 @final
 @dataclass(frozen=True, eq=False)
 class ProjectOut(Operator):
-    """Directional ablation: T(h) = h - QᵀQ(h - center), the rows of Q orthonormal (`project_out`)."""
+    """Directional ablation: T(h) = h - QᵀQ(h - center), the rows of Q orthonormal."""
 
     basis: Float[Tensor, "rank d"]
     center: Float[Tensor, " d"]
@@ -213,7 +212,7 @@ def zero() -> Zero:
 
 
 def set(value: Activation) -> Set:  # noqa: A001 - the field's name for it
-    """Replace the activation by `value`, broadcast from the right; along positions it is absolute."""
+    """Replace the activation by `value`, broadcast from the right, read at absolute positions."""
     return Set(_finite("ops.set", value))
 
 
@@ -228,7 +227,11 @@ def add(vector: Activation) -> Add:
 
 
 def scale(factor: float) -> Scale:
-    """Multiply by `factor`."""
+    """Multiply by `factor`.
+
+    Raises:
+        NonFiniteError: If it is not finite.
+    """
     if not torch.isfinite(torch.tensor(factor)):
         raise NonFiniteError("ops.scale", 1, 1)
     return Scale(float(factor))
@@ -255,8 +258,12 @@ def project_out(
 
 
 def function(change: Callable[[Tensor], Tensor]) -> Function:
-    """Any function of the activation; it must return a new tensor of the same shape and dtype."""
-    if not inspect.isroutine(change) and not callable(change):
+    """Any function of the activation; it must return a new tensor of the same shape and dtype.
+
+    Raises:
+        OptionError: If it cannot be called.
+    """
+    if not callable(change):
         raise OptionError("function", "callable", change)
     return Function(change)
 
@@ -301,7 +308,9 @@ def aligned(operand: Tensor, value: Tensor, site: Site, place: Place) -> Tensor:
     if not _fits(operand, value):
         axes = " ".join(site.axes)
         raise ShapeError(
-            str(site), f"a tensor that fits {tuple(value.shape)} ({axes})", str(tuple(operand.shape))
+            str(site),
+            f"a tensor that fits {tuple(value.shape)} ({axes})",
+            str(tuple(operand.shape)),
         )
     return operand
 

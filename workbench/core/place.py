@@ -150,7 +150,11 @@ class At(Scope):
     kind: ClassVar[str] = "positions"
 
     def __post_init__(self) -> None:
-        """Refuses an empty list."""
+        """Refuses an empty list.
+
+        Raises:
+            EmptySelectionError: If there are no indices.
+        """
         if not self.indices:
             raise EmptySelectionError("positions is empty; leave it out to act everywhere.")
 
@@ -207,6 +211,7 @@ class Window(Scope):
         return start, stop
 
 
+Selection = bool | Mask
 Where = None | int | str | slice | Sequence[int] | Scope
 _NAMED: Mapping[str, Scope] = {
     "all": Everywhere(),
@@ -216,7 +221,7 @@ _NAMED: Mapping[str, Scope] = {
 }
 
 
-def scope(where: Where) -> Scope:
+def scope(where: Where) -> Scope:  # noqa: C901 - one case per way to say where
     """Positions as a user writes them: None, an index, indices, a slice, a name, or a scope.
 
     Raises:

@@ -137,21 +137,25 @@ def from_data(data: object, tensors: Mapping[str, Tensor]) -> Plan:
     match data:
         case {"format": "workbench.plan", "version": int() as version, "interventions": [*items]}:
             if version != VERSION:
-                raise FormatError(f"The plan has version {version}; this workbench reads {VERSION}.")
+                raise FormatError(
+                    f"The plan has version {version}; this workbench reads {VERSION}."
+                )
             return Plan(tuple(_intervention(i, item, tensors) for i, item in enumerate(items)))
         case _:
             raise FormatError('No plan: expected {"format": "workbench.plan", "version": 1, …}.')
 
 
-_KEYS = frozenset(
-    "sites operator scalars tensors positions heads rows neurons strength unit unit_size optional "
-    "label".split()
+_KEYS = sorted(
+    (
+        "sites operator scalars tensors positions heads rows neurons strength unit unit_size "
+        "optional label"
+    ).split()
 )
 
 
 def _intervention(index: int, item: Any, tensors: Mapping[str, Tensor]) -> Intervention:
-    if not isinstance(item, dict) or set(item) != _KEYS:
-        raise FormatError(f"plan[{index}] must have exactly the keys {', '.join(sorted(_KEYS))}.")
+    if not isinstance(item, dict) or sorted(map(str, item)) != _KEYS:
+        raise FormatError(f"plan[{index}] must have exactly the keys {', '.join(_KEYS)}.")
     operands = _operands(index, item["tensors"], tensors)
     try:
         return Intervention(

@@ -15,7 +15,7 @@ from typing_extensions import override
 from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
 from workbench.core.interventions import Intervention
 from workbench.core.operators import check_like
-from workbench.core.place import Mask, Place
+from workbench.core.place import Mask, Place, Selection
 from workbench.core.plan import Plan
 from workbench.core.protocols import Model
 from workbench.core.sites import Site, select
@@ -137,7 +137,7 @@ class PlanTap(Tap):
 
     def __init__(self, program: Program, place: Place, ledger: Ledger) -> None:
         self._program, self._place, self._ledger = program, place, ledger
-        self._selected: dict[int, tuple[Place, bool | Mask]] = {}  # made once per pass
+        self._selected: dict[int, tuple[Place, Selection]] = {}  # made once per pass
 
     @override
     def wants(self, site: Site) -> bool:
@@ -166,14 +166,14 @@ class PlanTap(Tap):
         rows = torch.tensor(one.rows, device=value.device)
         return value.index_copy(0, rows, changed)
 
-    def _where(self, index: int, one: Intervention) -> tuple[Place, bool | Mask]:
+    def _where(self, index: int, one: Intervention) -> tuple[Place, Selection]:
         if index not in self._selected:
             place = self._place if one.rows is None else self._place.of(one.rows)
             self._selected[index] = (place, _tokens(one, place))
         return self._selected[index]
 
 
-def _tokens(one: Intervention, place: Place) -> bool | Mask:
+def _tokens(one: Intervention, place: Place) -> Selection:
     """Which tokens of these rows are touched: positions and pads taken together."""
     chosen = one.positions.select(place)
     if isinstance(chosen, bool) and (not chosen or place.real is None):
@@ -184,7 +184,7 @@ def _tokens(one: Intervention, place: Place) -> bool | Mask:
     return mask if bool(mask.any()) else False
 
 
-def _mask(one: Intervention, tokens: bool | Mask, site: Site, value: Tensor) -> Tensor | None:
+def _mask(one: Intervention, tokens: Selection, site: Site, value: Tensor) -> Tensor | None:
     """The selection in the shape of the activation, or None for all of it."""
     parts: list[Tensor] = []
     if isinstance(tokens, Tensor):
@@ -219,7 +219,7 @@ def _along(axis: str, indices: tuple[int, ...], site: Site, value: Tensor) -> Te
     return mask.reshape([-1 if i == where else 1 for i in range(value.ndim)])
 
 
-def _count(tokens: bool | Mask, place: Place) -> Tensor | int:
+def _count(tokens: Selection, place: Place) -> Tensor | int:
     if isinstance(tokens, Tensor):
         return tokens.sum()
     return place.positions.numel()

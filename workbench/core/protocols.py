@@ -110,7 +110,7 @@ class Model(Protocol):
         """The residual stream before block 0."""
         ...
 
-    def layers(  # noqa: PLR0913 - the state of a pass is its arguments
+    def layers(
         self,
         resid: Resid,
         batch: Batch,

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from workbench.core.protocols import Model
 
 
+def package_version() -> str:
+    """The installed version of this package."""
+    try:
+        return version("interp-workbench")
+    except PackageNotFoundError:
+        return "0+source"
+
+
 @final
 @dataclass(frozen=True)
 class Provenance:
@@ -26,7 +34,7 @@ class Provenance:
     data: str  # digest of the data
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     seed: int | None = None
-    workbench: str = field(default_factory=lambda: package_version())
+    workbench: str = field(default_factory=package_version)
     torch: str = torch.__version__
 
     def to_json(self) -> dict[str, Any]:
@@ -34,7 +42,7 @@ class Provenance:
         return asdict(self)
 
 
-def provenance(  # noqa: PLR0913 - the fields of the record
+def provenance(
     model: "Model",
     *,
     method: str,
@@ -67,11 +75,3 @@ def digest(data: object) -> str:
     """A short SHA-256 of anything JSON can hold."""
     text = json.dumps(data, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def package_version() -> str:
-    """The installed version of this package."""
-    try:
-        return version("interp-workbench")
-    except PackageNotFoundError:
-        return "0+source"

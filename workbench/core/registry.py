@@ -29,6 +29,7 @@ class Registry(Mapping[str, Extension], Generic[Extension]):
 
         Raises:
             UnknownNameError: If the folder has no such file; names the nearest.
+            TypeError: If the file does not define the constant as it must.
         """
         file = name.replace("-", "_")
         if file not in self._names():
@@ -54,9 +55,7 @@ class Registry(Mapping[str, Extension], Generic[Extension]):
         return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
-def discover(
-    package: str, constant: str, kind: type[Extension]
-) -> Registry[Extension]:
+def discover(package: str, constant: str, kind: type[Extension]) -> Registry[Extension]:
     """The extensions of a folder: each public module's `constant`, which must be a `kind`.
 
     Nothing is imported until a name is looked up, so that `import workbench` stays light.

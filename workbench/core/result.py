@@ -72,7 +72,9 @@ class Table:
     def __str__(self) -> str:
         shown = {name: [name, *map(_shown, column)] for name, column in self.columns.items()}
         widths = {name: max(map(len, cells)) for name, cells in shown.items()}
-        lines = zip(*([c.rjust(widths[n]) for c in cells] for n, cells in shown.items()), strict=True)
+        lines = zip(
+            *([c.rjust(widths[n]) for c in cells] for n, cells in shown.items()), strict=True
+        )
         return "\n".join("  ".join(line).rstrip() for line in lines)
 
     def _repr_html_(self) -> str:

@@ -58,8 +58,11 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         UnknownNameError: If a recorded site or one of the plan is not the model's.
         NeverActedError: If an intervention changed nothing because it was never reached.
         NonFiniteError: If the stream stops being finite; names the first site where it does.
+        EmptySelectionError: If nothing is asked for.
     """
-    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt, padding_side=padding_side)
+    batch = (
+        prompt if isinstance(prompt, Batch) else batch_of(model, prompt, padding_side=padding_side)
+    )
     wanted = select(record, model.sites) if callable(record) or record else ()
     if not wanted and not logits:
         raise EmptySelectionError("Nothing is asked for: record a site or leave out logits=False.")
@@ -77,7 +80,9 @@ def run(  # noqa: PLR0913 - the arguments of a forward
             full = model.unembed(resid, whole, vocabulary=columns_of_vocabulary)
             unembedded = pick(full, columns)
         elif stop is None:
-            unembedded = model.unembed(pick(resid, columns), whole, vocabulary=columns_of_vocabulary)
+            unembedded = model.unembed(
+                pick(resid, columns), whole, vocabulary=columns_of_vocabulary
+            )
     return Trace(
         model=model,
         batch=batch,
@@ -193,7 +198,9 @@ class FiniteWatch(Tap):
         return False
 
 
-def pick(resid: Float[Tensor, "batch pos width"], columns: Int[Tensor, "batch column"] | None) -> Float[Tensor, "batch column width"]:
+def pick(
+    resid: Float[Tensor, "batch pos width"], columns: Int[Tensor, "batch column"] | None
+) -> Float[Tensor, "batch column width"]:
     """The values at some columns of each row; all of them for None."""
     if columns is None:
         return resid

@@ -47,7 +47,9 @@ class Sampler:
         if self.temperature == 0:
             return logits.argmax(-1)
         kept = self._truncate(logits.float() / self.temperature).softmax(-1)
-        chosen = [torch.multinomial(row, 1, generator=g) for row, g in zip(kept, draws, strict=True)]
+        chosen = [
+            torch.multinomial(row, 1, generator=g) for row, g in zip(kept, draws, strict=True)
+        ]
         return torch.cat(chosen)
 
     def _truncate(self, logits: Tensor) -> Tensor:

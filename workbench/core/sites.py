@@ -40,7 +40,11 @@ class Site:
         found = _LAYER.search(text)
         layer = int(found.group(1)) if found else None
         name = _LAYER.sub(".{}.", text, count=1)
-        if name not in AXES or (layer is None) != ("{}" not in name) or str(cls(name, layer)) != text:
+        if (
+            name not in AXES
+            or (layer is None) != ("{}" not in name)
+            or str(cls(name, layer)) != text
+        ):
             known = (known_name.format(layer or 0) for known_name in AXES)
             raise UnknownNameError("site", text, known)
         return cls(name, layer)

@@ -20,8 +20,6 @@ from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.program import Ledger, Program, compile_plan
 from workbench.core.protocols import Model
 from workbench.core.run import pick
-from workbench.core.sites import Site
-from workbench.core.tap import Recorder, chain
 
 Progress = Callable[[int, int], None]
 
@@ -67,15 +65,17 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how large a 
     plans = [as_plan([cell] if isinstance(cell, Intervention) else cell) for cell in cells]
     if not plans:
         raise EmptySelectionError("A sweep needs at least one cell.")
-    groups = _groups(plans, fixed, model, len(base.tokens))
+    groups = _groups(plans, model, len(base.tokens))
     start = _start(model, base, fixed, reader, tuple(groups))
-    values = torch.zeros(len(plans), len(base.tokens))
+    values = start.values.new_zeros(len(plans), len(base.tokens))
     size = max(1, max_tokens // base.tokens.numel())
     done, forwards = 0, 1
     for layer, indices in groups.items():
         for chunk in (indices[i : i + size] for i in range(0, len(indices), size)):
             together = _together([plans[i] for i in chunk], fixed, len(base.tokens))
-            values[chunk] = _batch(model, base, together, len(chunk), start.at[layer], layer, reader)
+            values[chunk] = _batch(
+                model, base, together, len(chunk), start.at[layer], layer, reader
+            )
             done, forwards = done + len(chunk), forwards + 1
             if progress is not None:
                 progress(done, len(plans))
@@ -89,7 +89,7 @@ class _Start:
     at: dict[int, Tensor]  # the residual stream before a block
 
 
-def _groups(plans: list[Plan], fixed: Plan, model: Model, rows: int) -> dict[int, list[int]]:
+def _groups(plans: list[Plan], model: Model, rows: int) -> dict[int, list[int]]:
     """Cells by the first block they change; a cell that changes the embedding starts at 0."""
     groups: dict[int, list[int]] = {}
     for index, plan in enumerate(plans):

@@ -59,7 +59,9 @@ class Trace(Mapping[Site, Tensor]):
             return self.logits[rows, self.batch.last]
         hit = self.columns == self.batch.last[:, None]
         if not bool(hit.any(1).all()):
-            raise NotRecordedError("The last position was not unembedded; ask for positions='last'.")
+            raise NotRecordedError(
+                "The last position was not unembedded; ask for positions='last'."
+            )
         return self.logits[rows, hit.int().argmax(1)]
 
     @override
@@ -77,7 +79,7 @@ class Trace(Mapping[Site, Tensor]):
 
     @override
     def __contains__(self, site: object) -> bool:
-        return site in self.activations or site in map(str, self.activations)
+        return site in self.activations or site in [str(known) for known in self.activations]
 
     @override
     def __iter__(self) -> Iterator[Site]:

@@ -116,7 +116,10 @@ class LensMethod(ABC):
             *columns,
             tokens=tokens,
             prompt=ids,
-            axes=(Axis("site", tuple(map(str, wanted))), Axis("pos", tuple(map(str, range(len(ids)))))),
+            axes=(
+                Axis("site", tuple(map(str, wanted))),
+                Axis("pos", tuple(map(str, range(len(ids))))),
+            ),
             unit="probability",
             checks=(_last_layer(model, wanted, columns[3]),),
             provenance=provenance(
@@ -132,7 +135,9 @@ class LensMethod(ABC):
 def _streams(sites: Sites) -> Sites:
     for site in sites:
         if site.axes != ("batch", "pos", "d_model"):
-            raise OptionError("sites", "places in the residual stream (batch pos d_model)", str(site))
+            raise OptionError(
+                "sites", "places in the residual stream (batch pos d_model)", str(site)
+            )
     return sites
 
 

@@ -24,8 +24,6 @@ from workbench.models.transformer import Stack, Transformer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BUILT_IN = "induction"  # the hand-built model, which needs no download
-
 
 def load(
     source: "str | Path | PreTrainedModel",
@@ -61,7 +59,7 @@ def load(
     )
 
 
-def assemble(  # noqa: PLR0913 - what a model consists of
+def assemble(
     config: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     *,
@@ -75,6 +73,7 @@ def assemble(  # noqa: PLR0913 - what a model consists of
     Raises:
         UnknownNameError: If no family has the config's `model_type`.
         WeightsError: If weights do not fit the config, all in one message.
+        OptionError: If the config names no family.
     """
     family_name = config.get("model_type")
     if not isinstance(family_name, str):
@@ -110,7 +109,7 @@ def fill(stack: Stack, weights: Mapping[str, Tensor]) -> None:
     ]
     if problems:
         shown = "\n  ".join(problems[:40])
-        more = f"\n  … and {len(problems) - 40} more" if len(problems) > 40 else ""  # noqa: PLR2004
+        more = f"\n  … and {len(problems) - 40} more" if len(problems) > 40 else ""
         raise WeightsError(f"{len(problems)} weights do not fit the config:\n  {shown}{more}")
     stack.load_state_dict(dict(weights), assign=True, strict=True)
 
@@ -141,7 +140,7 @@ def fingerprint(config: Mapping[str, Any], stack: Stack) -> str:
 
 
 def as_vocabulary(tokenizer: object) -> Vocabulary:
-    """A tokenizer of ours from one of ours, of Hugging Face, or anything that meets the protocol."""
+    """A vocabulary from one, or from a tokenizer of Hugging Face."""
     if isinstance(tokenizer, Vocabulary):
         return tokenizer
     return Tokenizer.from_transformers(tokenizer)

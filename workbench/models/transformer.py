@@ -9,6 +9,7 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from workbench.core.axes import Logits, Resid
 from workbench.core.cache import KeyValueCache
@@ -58,7 +59,7 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """The weights of a transformer and how they are arranged; knows no name and no tokenizer."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a model
         self,
         *,
         sizes: Sizes,
@@ -132,7 +133,7 @@ class Transformer:
         """The residual stream before block 0."""
         return self._stack.embed.embed(batch, tap)
 
-    def layers(  # noqa: PLR0913 - the state of a pass is its arguments
+    def layers(
         self,
         resid: Resid,
         batch: Batch,
@@ -155,6 +156,7 @@ class Transformer:
             self._stack.ln_final.normalise(resid, tap), tap, vocabulary
         )
 
+    @override
     def __repr__(self) -> str:
         sizes = self.sizes
         return (

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,8 +39,8 @@ class SteeringMethod(ABC):
         self,
         model: Model,
         *,
-        positive: Sequence[str] | Sequence[Sequence[int]],
-        negative: Sequence[str] | Sequence[Sequence[int]],
+        positive: Sequence[str | Sequence[int]],
+        negative: Sequence[str | Sequence[int]],
         site: str | Site,
         position: ReadPosition = "last",
         label: str = "",
@@ -64,25 +65,32 @@ class SteeringMethod(ABC):
                 f"Each side needs {MINIMUM} texts or more, got {len(positive)} positive and "
                 f"{len(negative)} negative."
             )
-        both = harvest(
-            model,
-            [*positive, *negative],
-            [place],
-            position=position,
-            progress=progress,
-            check=check,
-        ).rows[place].float()
+        both = (
+            harvest(
+                model,
+                [*positive, *negative],
+                [place],
+                position=position,
+                progress=progress,
+                check=check,
+            )
+            .rows[place]
+            .float()
+        )
         yes, no = both[: len(positive)], both[len(positive) :]
         vector = self.vector(yes, no)
-        if not float(vector.norm()) > 0:
-            raise OptionError("positive and negative", "texts whose activations differ", "equal means")
-        unit_vector = vector / vector.norm()
+        length = torch.linalg.vector_norm(vector)
+        if not float(length) > 0:
+            raise OptionError(
+                "positive and negative", "texts whose activations differ", "equal means"
+            )
+        unit_vector = vector / length
         return Direction(
             site=place,
             vector=vector,
             gap=float((yes.mean(0) - no.mean(0)) @ unit_vector),
             sigma=float((both @ unit_vector).std()),
-            norm=float(both.norm(dim=-1).mean()),
+            norm=float(torch.linalg.vector_norm(both, dim=-1).mean()),
             unit="activation",
             checks=quality(self.vector, yes, no),
             provenance=provenance(

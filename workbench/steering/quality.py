@@ -25,7 +25,7 @@ def quality(fit: Fit, positive: Rows, negative: Rows) -> tuple[Check, ...]:
             "held-out d'",
             _separation(fit, positive, negative),
             "spreads",
-            "distance of the classes along directions fitted without them; above 2 is clear, 0 is none",
+            "distance of the classes along a direction fitted without them; above 2 is clear",
         ),
         Check(
             "split-half cosine",
@@ -43,7 +43,7 @@ def quality(fit: Fit, positive: Rows, negative: Rows) -> tuple[Check, ...]:
 
 
 def _separation(fit: Fit, positive: Rows, negative: Rows) -> float:
-    """d' over two folds: each text is scored along a direction fitted on the other fold.
+    """D' over two folds: each text is scored along a direction fitted on the other fold.
 
     The two folds' scores are centred on their fold's training midpoint and divided by its gap, so
     that they can be pooled.
@@ -52,7 +52,7 @@ def _separation(fit: Fit, positive: Rows, negative: Rows) -> float:
     for even in (0, 1):
         train_yes, train_no = positive[1 - even :: 2], negative[1 - even :: 2]
         vector = fit(train_yes, train_no)
-        unit = vector / vector.norm().clamp(min=1e-12)
+        unit = vector / torch.linalg.vector_norm(vector).clamp(min=1e-12)
         middle = (train_yes.mean(0) + train_no.mean(0)) @ unit / 2
         size = ((train_yes.mean(0) - train_no.mean(0)) @ unit).abs().clamp(min=1e-12)
         yes.append((positive[even::2] @ unit - middle) / size)
@@ -82,5 +82,5 @@ def _permutation(positive: Rows, negative: Rows, draws: torch.Generator) -> floa
     weights[:k] = 1 / k
     shuffled = torch.stack([weights[torch.randperm(n, generator=draws)] for _ in range(DRAWS)])
     gaps = torch.cdist(shuffled @ both, torch.zeros(1, both.shape[1]))[:, 0]
-    gap = (positive.mean(0) - negative.mean(0)).norm()
+    gap = torch.linalg.vector_norm(positive.mean(0) - negative.mean(0))
     return float((1 + (gaps >= gap).sum()) / (DRAWS + 1))

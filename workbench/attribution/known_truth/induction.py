@@ -76,7 +76,10 @@ def weights(beta: float = BETA) -> dict[str, Tensor]:
     tokens, positions, unembed = zero.clone(), zero.clone(), zero.clone()
     tokens[:, TOK], positions[:, POS], unembed[:, OUT] = one, one, 10 * one
     draws = torch.Generator().manual_seed(0)
-    blocks = {0: _join(_previous(beta), _distractor(draws)), 1: _join(_induce(beta), _distractor(draws))}
+    blocks = {
+        0: _join(_previous(beta), _distractor(draws)),
+        1: _join(_induce(beta), _distractor(draws)),
+    }
     heads = {
         f"blocks.{layer}.attn.{name}.weight": matrix
         for layer, block in blocks.items()

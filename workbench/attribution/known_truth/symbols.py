@@ -16,7 +16,7 @@ class Symbols:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
 
-    def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+    def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:  # noqa: ARG002 - none
         """The ids of the letters of a text.
 
         Raises:
@@ -30,7 +30,7 @@ class Symbols:
             )
         return tuple(self.letters.index(letter) for letter in text)
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:  # noqa: ARG002
         """The letters of ids."""
         return "".join(self.letters[i] for i in ids)
 

@@ -38,7 +38,9 @@ class ActivationPatching(AttributionMethod):
 
     direction: Literal["noising", "denoising"] = "noising"
     max_tokens: int = 1024
-    source: ClassVar[str] = "Vig et al. 2020, arXiv:2004.12265; Heimersheim & Nanda 2024, 2404.15255"
+    source: ClassVar[str] = (
+        "Vig et al. 2020, arXiv:2004.12265; Heimersheim & Nanda 2024, 2404.15255"
+    )
     kind: ClassVar[Kind] = "effect"
     offered: ClassVar[tuple[str, ...]] = ("layer", "site", "pos", "head")
 
@@ -77,7 +79,11 @@ class ActivationPatching(AttributionMethod):
 
 
 def _default_axes(axes: tuple[str, ...], sites: Sites) -> tuple[str, ...]:
-    """All that the sites have, where nothing narrower was asked for."""
+    """All that the sites have, where nothing narrower was asked for.
+
+    Raises:
+        OptionError: If an axis does not fit the sites.
+    """
     several = len({site.name for site in sites}) > 1
     if axes == ActivationPatching.offered:
         heads = ("head",) if all("head" in site.axes for site in sites) else ()
@@ -109,7 +115,9 @@ def _axis(name: str, sites: Sites, given: Trace, base: Batch, model: Model) -> A
     return Axis(name, tuple(map(vocabulary.token_text, base.tokens[0].tolist())))
 
 
-def _cells(sites: Sites, given: Trace, base: Batch, axes: tuple[str, ...]) -> Iterator[Intervention]:
+def _cells(
+    sites: Sites, given: Trace, base: Batch, axes: tuple[str, ...]
+) -> Iterator[Intervention]:
     """One intervention per place, in the order of the axes."""
     for site in sites:
         operator = set_to(given[site])

@@ -1,4 +1,4 @@
-"""GPT-2: LayerNorm, learned positions, one matrix for queries, keys and values, stored transposed."""
+"""GPT-2: LayerNorm, learned positions; queries, keys and values in one matrix, transposed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
-"""Llama 1–3 and what shares its architecture (SmolLM2, TinyLlama, Vicuna): RMSNorm, rotary
-positions, grouped keys and values, a gated MLP."""
+"""Llama 1-3 and its relatives: RMSNorm, rotary positions, grouped keys and values, a gated MLP.
+
+SmolLM2, TinyLlama and Vicuna are of this family.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,7 +65,7 @@ class Llama(Family):
             blocks=blocks,
             ln_final=_norm(sizes, config, "ln_final", None),
             unembed=Unembedding(sizes.d_model, sizes.d_vocab),
-            rotary=rotary(sizes.d_head, _rope(config), sizes.n_ctx),
+            rotary=rotary(sizes.d_head, _rope(config)),
         )
 
     @override

@@ -38,7 +38,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.layer, self.n_heads, self.n_groups = layer, n_heads, n_key_value_heads
-        self.d_head, self.scale = d_head, scale
+        self.d_head, self.scale, self.out_bias = d_head, scale, out_bias
         self.q = nn.Linear(d_model, n_heads * d_head, bias=bias)
         self.k = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
         self.v = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         by_head = rearrange(self.o.weight, "d_model (head d) -> head d d_model", d=self.d_head)
         result = einsum(z, by_head, "batch pos head d, head d d_model -> batch pos head d_model")
         total = tap(self.at_result, result).sum(2)
-        return total if self.o.bias is None else total + self.o.bias
+        return total + self.o.bias if self.out_bias else total
 
 
 def _hidden(now: Pass, scores: Tensor) -> Tensor | None:

@@ -7,10 +7,10 @@ of an RMSNorm before its weight.
 from abc import ABC, abstractmethod
 from typing import final
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-from typing_extensions import override
 import torch
+import torch.nn.functional as F
+from torch import nn
+from typing_extensions import override
 
 from workbench.core.axes import Resid
 from workbench.core.sites import Sites
@@ -81,5 +81,3 @@ class NoNorm(Norm):
     @override
     def normalise(self, x: Resid, tap: Tap) -> Resid:
         return x
-
-

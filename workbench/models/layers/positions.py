@@ -36,7 +36,7 @@ def rotate(x: Heads, angles: Angles) -> Heads:
     return x * cos + turned * sin
 
 
-def rotary(d_head: int, parameters: Mapping[str, Any], n_ctx: int) -> Rotary:
+def rotary(d_head: int, parameters: Mapping[str, Any]) -> Rotary:
     """The rotary embedding a config's `rope_parameters` describe.
 
     Raises:

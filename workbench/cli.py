@@ -1,0 +1,178 @@
+"""The command line: `workbench app | doctor | pull | run | generate`.
+
+A `WorkbenchError` is shown as its message, with exit code 1; anything else crashes loudly.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from workbench.core.errors import WorkbenchError
+
+DEFAULT = "smollm2-135m-instruct"
+app = typer.Typer(
+    name="workbench",
+    help="Look into language models, and control them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Asset, folder, hub id or .gguf file.")]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="A saved plan: folder or plan.json.")]
+
+
+def main() -> None:
+    """Runs the command line; exits with 1 and a message on a `WorkbenchError`."""
+    try:
+        app(standalone_mode=True)
+    except WorkbenchError as error:
+        err.print(Text(f"{type(error).__name__}: {error}", style="red"))
+        sys.exit(1)
+
+
+@app.command()
+def pull(
+    name: Annotated[str | None, typer.Argument(help="Asset; all are listed without it.")] = None,
+) -> None:
+    """Fetch a model or data set by name, check it and keep it; without a name, list them."""
+    from workbench.models import assets
+
+    if name is not None:
+        folder = assets.pull(name, progress=lambda line: out.print(Text(line, style="dim")))
+        out.print(Text(f"{name}: {folder}"))
+        return
+    out.print(_assets_table())
+
+
+@app.command()
+def run(
+    prompt: str,
+    model: Model = DEFAULT,
+    plan: PlanFile = None,
+    top: Annotated[int, typer.Option(help="How many next tokens to show.")] = 10,
+) -> None:
+    """Run a prompt and show what the model would say next, with what each intervention did."""
+    import workbench as wb
+
+    loaded = wb.load(model)
+    trace = wb.run(
+        loaded, prompt, plan=() if plan is None else wb.Plan.load(plan), positions="last"
+    )
+    chances = trace.answer_logits[0].softmax(-1).topk(min(top, loaded.sizes.d_vocab))
+    table = Table("token", "p", "logit", title=f"after {trace.batch.tokens.shape[1]} tokens")
+    for chance, token in zip(chances.values.tolist(), chances.indices.tolist(), strict=True):
+        logit = float(trace.answer_logits[0, token])
+        table.add_row(Text(_shown(loaded, token)), f"{chance:.4f}", f"{logit:.3f}")
+    out.print(table)
+    _receipts(trace.receipts)
+
+
+@app.command()
+def generate(  # noqa: PLR0913 - the options of a generation
+    prompt: str,
+    model: Model = DEFAULT,
+    plan: PlanFile = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n")] = 60,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option()] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End at this text; may be repeated.")
+    ] = None,
+) -> None:
+    """Continue a prompt, token by token, under a plan if one is given."""
+    import workbench as wb
+
+    pieces = wb.generate(
+        wb.load(model),
+        prompt,
+        plan=() if plan is None else wb.Plan.load(plan),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop or (),
+        stream=True,
+    )
+    out.print(Text(prompt, style="dim"), end="")
+    for piece in pieces:
+        out.print(Text(str(piece)), end="", soft_wrap=True)
+    out.print()
+
+
+@app.command()
+def doctor(model: Model = DEFAULT) -> None:
+    """Show versions, threads, memory and assets, and compare the model with transformers.
+
+    Raises:
+        Exit: With code 1 if the logits differ.
+    """
+    from workbench import doctor as checks
+
+    for title, rows in checks.facts():
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in rows:
+            table.add_row(name, Text(value))
+        out.print(table)
+    out.print(_assets_table())
+    parity = checks.parity(model)
+    style = "green" if parity.passed else "red"
+    out.print(Text(str(parity), style=style))
+    if not parity.passed:
+        raise typer.Exit(1)
+
+
+@app.command(name="app")
+def serve(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8501,
+    model: Model = DEFAULT,
+) -> None:
+    """Serve the app in the browser, on this machine only."""
+    from workbench.serve import serve_app
+
+    serve_app(port=port, model=model)
+
+
+def _assets_table() -> Table:
+    from workbench.models import assets
+
+    table = Table(
+        "asset", "here", "MB", "licence", "what it is", title="assets", title_justify="left"
+    )
+    for row in assets.status():
+        known = assets.find_asset(row.name)
+        here = "yes" if row.present else "no"
+        size = f"{row.n_bytes / 1e6:.0f}" if row.present else ""
+        table.add_row(row.name, here, size, row.licence, known.description)
+    return table
+
+
+def _receipts(receipts: tuple["object", ...]) -> None:
+    from workbench.core.program import Receipt
+
+    for receipt in receipts:
+        if isinstance(receipt, Receipt):
+            out.print(
+                Text(
+                    f"{receipt.intervention}: acted {receipt.acted}x on {receipt.tokens} tokens, "
+                    f"change {receipt.change:.3g}",
+                    style="dim",
+                )
+            )
+
+
+def _shown(model: "object", token: int) -> str:
+    from workbench.core.protocols import Model as AnyModel
+
+    if isinstance(model, AnyModel) and model.tokenizer is not None:
+        return repr(model.tokenizer.token_text(token))
+    return str(token)
