@@ -15,13 +15,13 @@ import streamlit as st
 from app.components.prose import prose
 from app.host import Failure, Host, Job, State
 from app.results import AboutModel, Reading
-from app.specs import Components, Lens, Read, Spec
+from app.specs import Components, Lens, Read, Spec, Trajectory
 from app.state import Investigation
 from app.views.frame import waiting
 from app.views.words import say
 
 Result = TypeVar("Result")
-Asked = TypeVar("Asked", Read, Lens, Components)
+Asked = TypeVar("Asked", Read, Lens, Trajectory, Components)
 STATE: Final = "investigation"
 GOING: Final = "going"  # the page a callback asked for
 _SESSION: Final = "session"
@@ -36,7 +36,7 @@ def current() -> Investigation:
     return state if isinstance(state, Investigation) else Investigation()
 
 
-def change(**fields: Any) -> None:  # noqa: ANN401 - the fields of Investigation, checked by it
+def change(**fields: Any) -> None:
     """Replaces fields of the session's investigation; to be called from callbacks."""
     st.session_state[STATE] = replace(current(), **fields)
 
@@ -56,7 +56,9 @@ class Desk:
     about: AboutModel
     reading: Reading
 
-    def ask(self, spec: Spec, kind: type[Result], *, view: str, what: str, height: int) -> Result | None:
+    def ask(
+        self, spec: Spec, kind: type[Result], *, view: str, what: str, height: int
+    ) -> Result | None:
         """The answer to `spec`, or nothing after showing why not; `what` names what is computed."""
         return ask(self.host, spec, kind, view=view, what=what, height=height)
 
@@ -72,10 +74,10 @@ def lane(view: str) -> str:
     return f"{st.session_state[_SESSION]}/{view}"
 
 
-def ask(  # noqa: PLR0913 - what, for whom, and how it looks meanwhile
+def ask(
     host: Host, spec: Spec, kind: type[Result], *, view: str, what: str, height: int
 ) -> Result | None:
-    """The answer to `spec`; while waiting its shape and a Cancel button, else why there is none."""
+    """The answer to `spec`; meanwhile its shape and a Cancel button, at worst why there is none."""
     job = host.submit(spec, lane(view))
     if job.digest in _stopped():
         if not job.ended.is_set():
@@ -93,7 +95,7 @@ def ask(  # noqa: PLR0913 - what, for whom, and how it looks meanwhile
 
 
 def cancel(host: Host, job: Job) -> None:
-    """Stops a job for this session and remembers it; waits a moment, so the screen shows the end."""
+    """Stops a job for this session; waits a moment, so that the next screen shows the end."""
     _stopped().add(job.digest)
     host.cancel(job)
     job.ended.wait(0.15)

@@ -75,7 +75,12 @@ def _frame(server: Host) -> Desk | None:
         body = st.container(gap="small")
     with body:
         about = ask(
-            server, About(state.model), AboutModel, view="about", what="loading the model", height=120
+            server,
+            About(state.model),
+            AboutModel,
+            view="about",
+            what="loading the model",
+            height=120,
         )
         if about is None:
             _model_menu(slot, state, None, None)

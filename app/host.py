@@ -47,7 +47,7 @@ class Failure:
     retry: bool = False  # whether the same question may succeed when asked again
 
 
-class Cancelled(BaseException):  # noqa: N818 - an event, not an error; no handler may swallow it
+class Cancelled(BaseException):
     """Raised inside a job at the first check after it was cancelled."""
 
 

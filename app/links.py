@@ -19,7 +19,7 @@ _WRITTEN: Final = "written_query"
 
 
 def arrive() -> str | None:
-    """Takes over the address if it came from outside; returns what is wrong with it, if anything."""
+    """Takes over the address if it came from outside; gives what is wrong with it, if anything."""
     query = {key: st.query_params[key] for key in st.query_params if key in SHORT_KEYS}
     if not query or query == st.session_state.get(_WRITTEN):
         return None

@@ -22,7 +22,8 @@ def _as_package(folder: Path) -> None:
     spec = importlib.util.spec_from_file_location(
         "app", folder / "__init__.py", submodule_search_locations=where
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules["app"] = package
     spec.loader.exec_module(package)

@@ -16,18 +16,18 @@ def host() -> Host:
 @cache
 def pages() -> Mapping[str, Page]:
     """The pages, by the names of their files."""
-    from workbench.core.registry import discover  # noqa: PLC0415 - imports torch: the port opens first
+    from workbench.core.registry import discover
 
     return dict(discover("app.pages", "PAGE", Page))
 
 
 def _start() -> Runner:
-    from app.jobs import start  # noqa: PLC0415 - imports torch, on the worker's thread
+    from app.jobs import start
 
     return start()
 
 
 def _friendly(error: Exception) -> str | None:
-    from workbench.core.errors import WorkbenchError  # noqa: PLC0415 - imports torch
+    from workbench.core.errors import WorkbenchError
 
     return str(error) if isinstance(error, WorkbenchError) else None

@@ -19,6 +19,15 @@ class Example:
 
 
 @dataclass(frozen=True)
+class SteeringExample:
+    """Two sets of texts this model can be steered by, and a text to continue."""
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    prompt: str
+
+
+@dataclass(frozen=True)
 class AboutModel:
     """The model in use."""
 
@@ -32,6 +41,7 @@ class AboutModel:
     device: str
     dtype: str
     examples: tuple[Example, ...]
+    steering: SteeringExample
     notice: str = ""  # why this is not the model that was asked for, if so
 
 
@@ -97,11 +107,22 @@ class LensReading:
     divergence: Array  # layer column; bits from the model's own output
     answer: Answer
     pos: int
-    target_prob: Array  # layer; at the position read
+    target_rank: Array  # layer; at the position read
+    residual: float  # bits between the last row and the model
+
+
+@dataclass(frozen=True)
+class Path:
+    """Target and foil after every layer, at the position read; row 0 is the embedding."""
+
+    layers: tuple[str, ...]
+    answer: Answer
+    target_prob: Array  # layer
     foil_prob: Array
     target_rank: Array
     foil_rank: Array
-    residual: float  # largest difference of a probability between the last row and the model
+    vocabulary: int
+    residual: float  # largest difference of a logit between the last row and the model
 
 
 @dataclass(frozen=True)
@@ -120,7 +141,7 @@ class ComponentScores:
 
 @dataclass(frozen=True)
 class Mosaic:
-    """Every head's pattern, at most `side` cells wide; larger ones show the largest of each cell."""
+    """Every head's pattern; where a cell stands for several positions, their largest."""
 
     tokens: tuple[str, ...]
     tiles: Array  # layer head query key

@@ -9,7 +9,7 @@ import base64
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -27,14 +27,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.host import Host, Job
 from app.process import host
 
-TICK: Final = 0.05  # seconds between two looks at a job; pushes closer than that cost more than they show
+TICK: Final = (
+    0.05  # seconds between two looks at a job; pushes closer than that cost more than they show
+)
 LOOPBACK: Final = ("localhost", "127.0.0.1")
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 _log = logging.getLogger("workbench.app")
 
 
 @asynccontextmanager
-async def lifespan(_: object) -> AsyncIterator[None]:
+async def lifespan(_: object) -> AsyncGenerator[None]:
     """Opens the host while the server starts, and closes it with it."""
     desk = host()
     desk.open()

@@ -47,6 +47,17 @@ class Lens(Spec):
 
 
 @dataclass(frozen=True)
+class Trajectory(Spec):
+    """Target and foil after every layer, at the position read."""
+
+    prompt: str
+    target: str | None
+    foil: str | None
+    pos: int | None
+    plan: tuple[Edit, ...]
+
+
+@dataclass(frozen=True)
 class Components(Spec):
     """How much each part of the model adds to target - foil, directly."""
 

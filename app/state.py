@@ -1,4 +1,4 @@
-"""The investigation: everything a screen shows, as one frozen value; URL and JSON are its spellings.
+"""The investigation: everything a screen shows, as one frozen value; as a URL, and as JSON.
 
 Notable: an edit that steers is kept as its *recipe* (the texts, the method, the layer), never as a
 vector: the worker makes the direction again from it, so a link or a file says all there is to say.
@@ -19,19 +19,6 @@ DEFAULT_PROMPT: Final = "When Mary and John went to the store, John gave a drink
 SHORT: Final = 2048  # bytes of query string; beyond it the link names a stored file
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MODEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # a link may name a known model, never a path
-
-POSITIVE: Final = (
-    "I am so happy, today is wonderful.",
-    "What a lovely morning, everything is going great!",
-    "I love this, it makes me smile.",
-    "We laughed and danced, full of joy.",
-)
-NEGATIVE: Final = (
-    "I am so sad, today is terrible.",
-    "What an awful morning, everything is going wrong!",
-    "I hate this, it makes me cry.",
-    "We wept and mourned, full of grief.",
-)
 
 
 @dataclass(frozen=True)
@@ -94,13 +81,13 @@ class Edit:
 
 @dataclass(frozen=True)
 class Steering:
-    """What the Steer page is set to."""
+    """What the Steer page is set to; texts left out are the model's own examples."""
 
-    positive: tuple[str, ...] = POSITIVE
-    negative: tuple[str, ...] = NEGATIVE
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
     layer: int | None = None  # none: the middle of the model
     strength: float = 1.0  # gaps
-    prompt: str | None = None  # none: the investigation's
+    prompt: str = ""  # what is continued; the metric keeps the investigation's prompt
     new_tokens: int = 32
     temperature: float = 0.7
     seed: int = 0

@@ -4,28 +4,20 @@ Notable: scripts and styles are files, so that editors and reviewers see them as
 `_common.js` and `_common.css` go in front of each. Model text reaches the page by `textContent`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import streamlit as st
+from streamlit.components.v2 import component
 from streamlit.components.v2.types import ComponentRenderer
 
 HERE: Final = Path(__file__).parent
-Picked = Callable[[], None]
-
-
-class Triggers(Protocol):
-    """What the session holds for a mounted component: its triggers by name."""
-
-    def __getitem__(self, name: str) -> object:
-        """The value of a trigger, nothing when it did not fire."""
-        ...
 
 
 def register(name: str) -> ComponentRenderer:
     """The component whose files are called `name`; to be registered once, at import."""
-    return st.components.v2.component(
+    return component(
         f"workbench_{name}",
         html='<div class="root"></div>',
         css=_both(name, "css"),

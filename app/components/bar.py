@@ -26,9 +26,9 @@ def bar(
         match dict(action):
             case {"do": "remove", "index": int() as index} if 0 <= index < len(view.plan):
                 on_remove(index)
-            case {"do": "move", "index": int() as index, "to": int() as to} if (
-                0 <= index < len(view.plan) and 0 <= to < len(view.plan)
-            ):
+            case {"do": "move", "index": int() as index, "to": int() as to} if 0 <= index < len(
+                view.plan
+            ) and 0 <= to < len(view.plan):
                 on_move(index, to)
             case {"do": "bypass"}:
                 on_bypass()

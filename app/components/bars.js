@@ -23,7 +23,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const value = el('span', 'value num', row.text)
     const tail = el('span', 'tail')
     if (row.detail) tail.append(el('span', 'detail', row.detail))
-    for (const [action, words] of data.actions) {
+    for (const [action, words] of row.active ? data.actions : []) {
       const button = el('button', 'act', words, { type: 'button', 'aria-label': `${words}: ${row.label}` })
       button.onclick = () => root.trigger('act', { do: action, index: i })
       tail.append(button)

@@ -44,6 +44,7 @@ def bars(
                 "detail": row.detail,
                 "before": row.before,
                 "literal": row.literal,
+                "active": row.active,
             }
             for row in figure.rows
         ],

@@ -101,7 +101,7 @@ const paint = (root, canvas, out) => {
   const least = f.cell[0], most = f.cell[1]
   const w = Math.max(least, Math.min(most, (width - left - PAD) / columns))
   const flat = labels + 4 <= w, tilt = flat ? 0 : labels * Math.sin(0.66) + FONT
-  const band = (flat ? FONT + PAD : tilt + PAD) + FONT + PAD  // labels and the axis' name
+  const band = (flat ? FONT + PAD : tilt + PAD) + FONT + PAD + 4  // labels and the axis' name
   const h = f.height || w
   const top = f.labels === 'top' ? band : PAD, bottom = (f.labels === 'top' ? 0 : band) + LEGEND
   const over = flat || f.labels !== 'top' ? 0 : labels * Math.cos(0.66)
@@ -189,7 +189,7 @@ const axes = (f, g, { left, top, w, h, flat, band }, colours, mono, font) => {
   g.font = `${FONT + 1}px ${font}`; g.fillStyle = colours.fg
   g.save(); g.translate(FONT, top + rows * h / 2); g.rotate(-Math.PI / 2); g.textAlign = 'center'; g.textBaseline = 'middle'; g.fillText(f.row_title, 0, 0); g.restore()
   g.textAlign = 'left'; g.textBaseline = 'alphabetic'
-  g.fillText(f.column_title, left, above ? FONT + 1 : top + rows * h + band - 2)
+  g.fillText(f.column_title, left, above ? FONT : top + rows * h + band - 2)
 }
 
 const legend = (f, g, { left, top, h, W, H, w }, rgb, colours, font) => {

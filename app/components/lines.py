@@ -6,7 +6,7 @@ from typing import Final
 
 from app.components._mount import fired, register
 from app.views.figures import Lines
-from app.views.words import percent, plain
+from app.views.words import plain
 
 _LINES: Final = register("lines")
 
@@ -16,17 +16,15 @@ def lines(
     *,
     key: str,
     height: int = 260,
-    shares: bool = False,
     on_pick: Callable[[int], None] | None = None,
 ) -> None:
-    """Shows curves; a picked step comes back as its index. `shares` prints values as per cent."""
+    """Shows curves; a picked step comes back as its index."""
 
     def picked() -> None:
         step = fired(key, "pick")
         if on_pick is not None and isinstance(step, int) and 0 <= step < len(figure.steps):
             on_pick(step)
 
-    words = percent if shares else plain
     data = {
         "label": figure.label,
         "steps": list(figure.steps),
@@ -45,7 +43,7 @@ def lines(
                 "tone": line.tone,
                 "literal": line.tone in ("target", "foil"),
                 "values": [float(v) if math.isfinite(v) else None for v in line.values],
-                "texts": [words(float(v)) for v in line.values],
+                "texts": list(line.texts) or [plain(float(v)) for v in line.values],
             }
             for line in figure.lines
         ],

@@ -40,7 +40,7 @@ const start = (root, data) => {
   if (!data.job) { state.textContent = data.state; return }
   stop.hidden = false
   state.textContent = 'writing'
-  const source = root.source = new EventSource(`${location.origin}${base()}/api/jobs/${data.job}`)
+  const source = root.source = new EventSource(new URL(`api/jobs/${data.job}`, location.href))
   source.onmessage = event => {
     for (const [row, text] of JSON.parse(event.data)) add(row, text, 0, false)
     state.textContent = `writing · ${Math.max(...columns.map(c => c.count))} of ${data.total} tokens`
@@ -53,6 +53,3 @@ const start = (root, data) => {
   })
   source.onerror = () => { source.close(); stop.hidden = true; state.textContent = 'The connection ended.'; root.trigger('end', data.job) }
 }
-
-// The app may be served below a path; Streamlit's own page knows it.
-const base = () => (window.__streamlit?.BASE_PATH ?? '').replace(/\/$/, '')

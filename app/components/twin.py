@@ -26,7 +26,7 @@ class Column:
     note: str = ""
 
 
-def twin(
+def twin(  # noqa: PLR0913 - what is written, whence, and what a click does
     prompt: str,
     columns: tuple[Column, Column],
     *,

@@ -6,11 +6,16 @@ chip instead of ending the reading.
 """
 
 import gc
+import time
 from collections import OrderedDict
 from typing import Final, TypeVar, final
 
 import torch
+
 import workbench as wb
+from app.host import Job
+from app.results import Answer, Receipt
+from app.state import Edit, Recipe
 from workbench.attribution.known_truth import induction
 from workbench.core.data import token_rows
 from workbench.core.direction import Direction
@@ -18,12 +23,10 @@ from workbench.core.errors import OptionError
 from workbench.core.protocols import Model, Vocabulary
 from workbench.steering import METHODS as STEERING
 
-from app.host import Job
-from app.results import Answer, Receipt
-from app.state import Edit, Recipe
-
 MODELS: Final = 2
 DIRECTIONS: Final = 64
+SAID: Final = 16  # prompts whose logits are kept
+Key = TypeVar("Key")
 BUILT_IN: Final = "induction"
 Value = TypeVar("Value")
 
@@ -34,6 +37,8 @@ class Bench:
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, Model] = OrderedDict()
+        self._said: OrderedDict[tuple[str, tuple[int, ...]], torch.Tensor] = OrderedDict()
+        self._pace: dict[str, float] = {}
         self._directions: OrderedDict[tuple[str, Recipe], Direction] = OrderedDict()
 
     def model(self, name: str) -> Model:
@@ -50,6 +55,23 @@ class Bench:
             gc.freeze()
         self._models.move_to_end(name)
         return self._models[name]
+
+    def said(self, name: str, ids: tuple[int, ...], job: Job) -> torch.Tensor:
+        """The logits after a prompt, without any plan; one forward unless just asked."""
+        key = (name, ids)
+        if key not in self._said:
+            model = self.model(name)
+            started = time.perf_counter()
+            trace = wb.run(model, ids, positions="last", check=job.check)
+            self._pace[name] = 1000 * (time.perf_counter() - started)
+            self._said[key] = trace.answer_logits[0].float()
+            _trim(self._said, SAID)
+        self._said.move_to_end(key)
+        return self._said[key]
+
+    def milliseconds(self, name: str) -> float:
+        """How long that model's latest plain forward took."""
+        return self._pace.get(name, float("nan"))
 
     def direction(self, name: str, recipe: Recipe, job: Job) -> Direction:
         """The direction of a recipe on that model, made unless it is here.
@@ -144,6 +166,6 @@ def receipts(trace: wb.Trace) -> tuple[Receipt, ...]:
     return tuple(Receipt(r.acted, r.tokens, r.change) for r in trace.receipts)
 
 
-def _trim(table: "OrderedDict[str, Model] | OrderedDict[tuple[str, Recipe], Direction]", limit: int) -> None:
+def _trim(table: OrderedDict[Key, Value], limit: int) -> None:
     while len(table) > limit:
         table.popitem(last=False)

@@ -4,6 +4,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+
 from workbench.core.axes import Logits, Resid
 from workbench.core.cache import KeyValueCache
 from workbench.core.data import Batch
@@ -18,7 +19,7 @@ from workbench.core.tap import Tap, chain
 class Planned:
     """`model` with `plan` carried out before whatever else taps it.
 
-    Meant for one-row batches; interventions after the last block would not act, and the app has none.
+    Interventions after the last block would not act; the app has none.
     """
 
     def __init__(self, model: Model, plan: Plan) -> None:
@@ -63,7 +64,7 @@ class Planned:
         """The stream before block 0, under the plan."""
         return self._model.embed(batch, chain(self._tap(batch), tap))
 
-    def layers(  # noqa: PLR0913 - the protocol's
+    def layers(
         self,
         resid: Resid,
         batch: Batch,

@@ -1,14 +1,13 @@
 """The model itself; and, where the default one is not on this machine, the built-in one instead."""
 
-from workbench.core.protocols import Model
-from workbench.models.assets import DEFAULT, is_present
-from workbench.models.transformer import Transformer
-
 from app.host import Job
 from app.jobs._bench import BUILT_IN, Bench
 from app.jobs._table import Answers
-from app.results import AboutModel, Example
+from app.results import AboutModel, Example, SteeringExample
 from app.specs import About
+from workbench.core.protocols import Model
+from workbench.models.assets import DEFAULT, is_present
+from workbench.models.transformer import Transformer
 
 LANGUAGE = (
     Example(
@@ -26,8 +25,29 @@ LETTERS = (
     Example("another order", "hgfedcbahgf", "e", "d"),
 )
 
+SUBJECTS = (
+    "My day was",
+    "The weather is",
+    "The film was",
+    "Her voice is",
+    "That meal was",
+    "This place feels",
+    "The news is",
+    "Our trip was",
+)
+MOODS = SteeringExample(
+    positive=tuple(f"{subject} wonderful" for subject in SUBJECTS),
+    negative=tuple(f"{subject} terrible" for subject in SUBJECTS),
+    prompt="My day was",
+)
+SPELLINGS = SteeringExample(
+    positive=("abcdab", "efghef", "cdabcd", "ghefgh"),  # the last letters came before
+    negative=("abcdef", "efghab", "cdabgh", "ghefcd"),
+    prompt="abcdefgab",
+)
 
-def about(bench: Bench, spec: About, job: Job) -> AboutModel:
+
+def about(bench: Bench, spec: About, _: Job) -> AboutModel:
     """Loads the model and says what it is."""
     name, notice = spec.model, ""
     if name == DEFAULT and not is_present(name):
@@ -53,6 +73,7 @@ def _describe(model: Model, name: str, notice: str) -> AboutModel:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         examples=LETTERS if name == BUILT_IN else LANGUAGE,
+        steering=SPELLINGS if name == BUILT_IN else MOODS,
         notice=notice,
     )
 

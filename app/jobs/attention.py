@@ -2,22 +2,23 @@
 
 import numpy as np
 import torch
-import workbench as wb
 from torch import Tensor
-from workbench.core.errors import OptionError
 
+import workbench as wb
 from app.host import Job
 from app.jobs._bench import Bench, prompt_ids, words
 from app.jobs._table import Answers
 from app.results import HeadPattern, Mosaic
 from app.specs import Attention, Head
+from workbench.core.errors import OptionError
 
 SIDE = 32  # cells of a tile
 LARGE = 64  # positions of the head on show
+WHOLE = 256  # tokens up to which all layers are recorded at once
 
 
 def attention(bench: Bench, spec: Attention, job: Job) -> Mosaic:
-    """Every pattern, recorded a layer at a time so that long prompts fit; larger cells hold maxima."""
+    """Every pattern; of long prompts a layer at a time, with several positions to a cell."""
     model = bench.model(spec.model)
     ids = prompt_ids(model, spec.prompt)
     plan = bench.plan(spec.model, spec.plan, job)
@@ -25,7 +26,7 @@ def attention(bench: Bench, spec: Attention, job: Job) -> Mosaic:
     tiles: list[Tensor] = []
     sinks: list[Tensor] = []
     worst = 0.0
-    batch = 6 if len(ids) <= 128 else 1
+    batch = model.sizes.n_layers if len(ids) <= WHOLE else 1
     layers = range(model.sizes.n_layers)
     for first in range(0, len(layers), batch):
         sites = [f"blocks.{layer}.attn.hook_pattern" for layer in layers[first : first + batch]]
@@ -46,7 +47,11 @@ def attention(bench: Bench, spec: Attention, job: Job) -> Mosaic:
 
 
 def head(bench: Bench, spec: Head, job: Job) -> HeadPattern:
-    """One head's pattern; of a long prompt the last positions."""
+    """One head's pattern; of a long prompt the last positions.
+
+    Raises:
+        OptionError: If the model has no such head.
+    """
     model = bench.model(spec.model)
     if not 0 <= spec.layer < model.sizes.n_layers or not 0 <= spec.head < model.sizes.n_heads:
         allowed = f"layer 0…{model.sizes.n_layers - 1}, head 0…{model.sizes.n_heads - 1}"

@@ -1,26 +1,26 @@
 """What each part adds to target - foil, by the library's direct logit attribution."""
 
 import numpy as np
-import workbench as wb
-from workbench.attribution import METHODS as ATTRIBUTION
-from workbench.attribution import Attribution
 
+import workbench as wb
 from app.host import Job
 from app.jobs._bench import Bench, answer, prompt_ids, until
 from app.jobs._planned import Planned
 from app.jobs._table import Answers
 from app.results import ComponentScores
 from app.specs import Components
+from workbench.attribution import METHODS as ATTRIBUTION
+from workbench.attribution import Attribution
 
 METHOD = "direct_logit_attribution"
 
 
 def components(bench: Bench, spec: Components, job: Job) -> ComponentScores:
-    """Scores of the run under the plan; two forwards, one of them for target and foil."""
+    """Scores of the run under the plan; two forwards and a reading of the stream."""
     model = bench.model(spec.model)
     shown = until(prompt_ids(model, spec.prompt), spec.pos)
-    base = wb.run(model, shown, positions="last", check=job.check).answer_logits[0]
-    texts, target, foil = answer(model, base.float(), spec.target, spec.foil)
+    said = bench.said(spec.model, shown, job)
+    texts, target, foil = answer(model, said, spec.target, spec.foil)
     under = Planned(model, bench.plan(spec.model, spec.plan, job))
     contrast = wb.Contrast(clean=[shown], corrupt=[shown], target=target, foil=foil)
     scores = ATTRIBUTION[METHOD](under, contrast)

@@ -3,17 +3,21 @@
 import math
 
 import numpy as np
-import workbench as wb
-from workbench.core.protocols import Model
-from workbench.lenses import METHODS as LENSES
+import torch
 
+import workbench as wb
 from app.host import Job
 from app.jobs._bench import Bench, answer, prompt_ids, until, words
-from app.jobs._planned import Planned
 from app.jobs._table import Answers
-from app.results import LensReading
-from app.specs import Lens
+from app.results import LensReading, Path
+from app.specs import Lens, Trajectory
+from workbench.core.protocols import Model
+from workbench.core.sites import Site
+from workbench.lenses import METHODS as LENSES
+from workbench.lenses import LensReading as Found
 
+METHOD = "logit_lens"
+SITES = ("blocks.0.hook_resid_pre", "blocks.*.hook_resid_post")
 COLUMNS = 24  # positions shown: a cell needs room for its word
 TOP = 6
 
@@ -22,40 +26,57 @@ def lens(bench: Bench, spec: Lens, job: Job) -> LensReading:
     """One forward, and one unembedding for each row; positions in a window around the one read."""
     model = bench.model(spec.model)
     ids = prompt_ids(model, spec.prompt)
-    pos = len(until(ids, spec.pos)) - 1
-    base = wb.run(model, ids[: pos + 1], positions="last", check=job.check).answer_logits[0]
-    texts, target, foil = answer(model, base.float(), spec.target, spec.foil)
-    plan = bench.plan(spec.model, spec.plan, job)
+    shown = until(ids, spec.pos)
+    pos = len(shown) - 1
+    texts, target, _ = answer(model, bench.said(spec.model, shown, job), spec.target, spec.foil)
     window = window_of(len(ids), pos)
-    found = LENSES["logit_lens"](
+    found = LENSES[METHOD](
         model,
         ids[: window[-1] + 1],
-        sites=["blocks.0.hook_resid_pre", "blocks.*.hook_resid_post"],
-        plan=plan,
+        sites=SITES,
+        plan=bench.plan(spec.model, spec.plan, job),
         top_k=TOP,
-        watch=[target, foil],
+        watch=[target],
         check=job.check,
     )
-    under = Planned(model, plan)
-    final = wb.run(under, ids[: pos + 1], positions="last", check=job.check).answer_logits[0]
-    said = final.float().softmax(-1)[[target, foil]]
     columns = list(window)
-    watched, ranks = found.watched[:, pos].float().numpy(), found.ranks[:, pos].numpy()
     return LensReading(
         tokens=tuple(words(model).token_text(i) for i in ids),
         positions=tuple(window),
-        layers=("embed", *(str(layer) for layer in range(model.sizes.n_layers))),
+        layers=_layers(model),
         texts=_texts(model, found.top_tokens[:, columns].tolist()),
         probs=found.top_probabilities[:, columns].float().numpy(),
         entropy=found.entropy[:, columns].float().numpy() / math.log(2),
         divergence=np.maximum(found.kl[:, columns].float().numpy(), 0) / math.log(2),
         answer=texts,
         pos=pos,
-        target_prob=watched[:, 0],
-        foil_prob=watched[:, 1],
-        target_rank=ranks[:, 0] + 1,
-        foil_rank=ranks[:, 1] + 1,
-        residual=float((found.watched[-1, pos].float() - said).abs().max()),
+        target_rank=_rank(found, pos).numpy(),
+        residual=float(found.kl[-1].abs().max()) / math.log(2),
+    )
+
+
+def trajectory(bench: Bench, spec: Trajectory, job: Job) -> Path:
+    """Every layer at one position: one forward and an unembedding of one row per layer."""
+    model = bench.model(spec.model)
+    shown = until(prompt_ids(model, spec.prompt), spec.pos)
+    texts, target, foil = answer(model, bench.said(spec.model, shown, job), spec.target, spec.foil)
+    plan = bench.plan(spec.model, spec.plan, job)
+    trace = wb.run(model, shown, plan=plan, record=SITES, positions="last", check=job.check)
+    sites = list(trace)
+    resid = torch.cat([trace[site][:, -1:] for site in sites], 1)  # batch layer d_model
+    last = Site("blocks.{}.hook_resid_post", model.sizes.n_layers - 1)
+    logits = LENSES[METHOD].logits(model, last, resid)[0].float()  # layer d_vocab
+    said = logits.softmax(-1)
+    rank = [(logits >= logits[:, [token]]).sum(-1) for token in (target, foil)]  # ties rank last
+    return Path(
+        layers=_layers(model),
+        answer=texts,
+        target_prob=said[:, target].numpy(),
+        foil_prob=said[:, foil].numpy(),
+        target_rank=rank[0].numpy(),
+        foil_rank=rank[1].numpy(),
+        vocabulary=model.sizes.d_vocab,
+        residual=float((logits[-1] - trace.answer_logits[0].float()).abs().max()),
     )
 
 
@@ -65,9 +86,23 @@ def window_of(count: int, pos: int) -> range:
     return range(max(0, end - COLUMNS), end)
 
 
+def _rank(found: Found, pos: int) -> torch.Tensor:
+    """The watched token's rank by layer, from 1; one that ties for the first place is not first."""
+    best = found.top_probabilities[:, pos]
+    tied = (
+        best[:, 0] == best[:, 1] if best.shape[1] > 1 else torch.zeros(len(best), dtype=torch.bool)
+    )
+    rank = found.ranks[:, pos, 0] + 1
+    return torch.where((rank == 1) & tied, 2, rank)
+
+
+def _layers(model: Model) -> tuple[str, ...]:
+    return ("embed", *(str(layer) for layer in range(model.sizes.n_layers)))
+
+
 def _texts(model: Model, ids: list[list[list[int]]]) -> tuple[tuple[tuple[str, ...], ...], ...]:
     text = words(model).token_text
     return tuple(tuple(tuple(map(text, cell)) for cell in row) for row in ids)
 
 
-ANSWERS = Answers({Lens: lens})
+ANSWERS = Answers({Lens: lens, Trajectory: trajectory})

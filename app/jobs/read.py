@@ -1,16 +1,14 @@
 """What the model says next, with and without the plan."""
 
-import time
-
 import torch
-import workbench as wb
-from workbench.core.protocols import Model
 
+import workbench as wb
 from app.host import Job
 from app.jobs._bench import Bench, answer, prompt_ids, receipts, until, words
 from app.jobs._table import Answers
 from app.results import Candidate, Reading
 from app.specs import Read
+from workbench.core.protocols import Model
 
 TOP = 10
 
@@ -20,9 +18,7 @@ def read(bench: Bench, spec: Read, job: Job) -> Reading:
     model = bench.model(spec.model)
     ids = prompt_ids(model, spec.prompt)
     shown = until(ids, spec.pos)
-    started = time.perf_counter()
-    before = wb.run(model, shown, positions="last", check=job.check).answer_logits[0].float()
-    milliseconds = 1000 * (time.perf_counter() - started)
+    before, milliseconds = bench.said(spec.model, shown, job), bench.milliseconds(spec.model)
     texts, target, foil = answer(model, before, spec.target, spec.foil)
     plan = bench.plan(spec.model, spec.plan, job)
     traced = wb.run(model, shown, plan=plan, positions="last", check=job.check) if plan else None

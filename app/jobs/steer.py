@@ -6,16 +6,16 @@ from collections import Counter
 
 import numpy as np
 import torch
-import workbench as wb
 from torch import Tensor
-from workbench.core.direction import Direction
-from workbench.core.protocols import Model
 
+import workbench as wb
 from app.host import Job
 from app.jobs._bench import Bench, answer, prompt_ids, receipts, until, words
 from app.jobs._table import Answers
 from app.results import DirectionCard, DoseCurve, Quality, Receipt, TwinResult
 from app.specs import Direct, Dose, Twin
+from workbench.core.direction import Direction
+from workbench.core.protocols import Model
 
 PHRASE = 4  # tokens of a phrase that counts as repeated
 TWICE = 3  # how often it must come
@@ -34,28 +34,24 @@ def direct(bench: Bench, spec: Direct, job: Job) -> DirectionCard:
 
 
 def dose(bench: Bench, spec: Dose, job: Job) -> DoseCurve:
-    """The metric at every strength: one forward, a row for each."""
+    """The metric at every strength: one forward, a row for each, and one row without."""
     model = bench.model(spec.model)
     shown = until(prompt_ids(model, spec.prompt), spec.pos)
+    texts, target, foil = answer(model, bench.said(spec.model, shown, job), spec.target, spec.foil)
     plan = bench.plan(spec.model, spec.plan, job)
     direction = bench.direction(spec.model, spec.recipe, job)
-    plain = wb.run(model, shown, positions="last", check=job.check).answer_logits[0].float()
-    texts, target, foil = answer(model, plain, spec.target, spec.foil)
-    base = wb.run(model, shown, plan=plan, positions="last", check=job.check).answer_logits[0]
-    rows = []
-    for index, strength in enumerate(spec.strengths):
-        steer = direction.at(strength, unit="gap")
-        trace = wb.run(model, shown, plan=[*plan, steer], positions="last", check=job.check)
-        rows.append(trace.answer_logits[0].float())
-        job.advance(index + 1, len(spec.strengths))
-    logits = torch.stack(rows)
-    difference = (logits[:, target] - logits[:, foil]).numpy()
-    zero = wb.run(model, shown, plan=[*plan, direction.at(0.0)], positions="last").answer_logits[0]
+    strengths = (*spec.strengths, 0.0)  # strength 0 stands beside the row without, as the check
+    steers = [direction.at(s, unit="gap", rows=[row]) for row, s in enumerate(strengths)]
+    rows = [shown] * (len(strengths) + 1)
+    trace = wb.run(model, rows, plan=[*plan, *steers], positions="last", check=job.check)
+    logits = trace.answer_logits.float()
+    *steered, zero, base = logits
+    moved = torch.stack(steered)
     return DoseCurve(
         answer=texts,
         strengths=np.asarray(spec.strengths),
-        metric=difference,
-        divergence=_divergence(logits, base.float()).numpy(),
+        metric=(moved[:, target] - moved[:, foil]).numpy(),
+        divergence=_divergence(moved, base).numpy(),
         base=float(base[target] - base[foil]),
         zero=float((zero - base).abs().max()),
     )

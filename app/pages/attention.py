@@ -92,7 +92,7 @@ def _pick(layer: int, head: int) -> None:
     change(head=(layer, head))
 
 
-def _query(pattern: HeadPattern):  # noqa: ANN202
+def _query(pattern: HeadPattern):
     last = len(pattern.tokens) - 1
 
     def pick(row: int, _: int) -> None:

@@ -10,8 +10,8 @@ from app.components.lines import lines
 from app.components.prose import prose
 from app.desk import Desk, become, change, current, go, question
 from app.page import Page
-from app.results import ComponentScores, LensReading
-from app.specs import Components, Lens
+from app.results import ComponentScores, Path
+from app.specs import Components, Trajectory
 from app.views import overview
 from app.views.figures import View
 
@@ -20,8 +20,9 @@ def render(desk: Desk) -> None:
     """Three answers, in the order in which they can be had."""
     view, figure = overview.next_tokens(desk.reading, desk.state)
     prose(*view.sentences, key="overview-title", kind="page", title=view.title)
-    first, second, third = st.columns([1.15, 1, 1.05], gap="medium")
+    first, second, third = st.columns([1.1, 1, 1.05], gap="large")
     with first, st.container(key="card-next"):
+        prose(key="next-title", title="Likeliest tokens")
         bars(figure, key="next", on_act=_chosen(desk))
         foot(view.foot, key="next-foot")
     with second, st.container(key="card-layers"):
@@ -31,19 +32,20 @@ def render(desk: Desk) -> None:
 
 
 def _layers(desk: Desk) -> None:
-    lens = desk.ask(
-        question(desk, Lens), LensReading, view="lens", what="reading every layer", height=320
+    path = desk.ask(
+        question(desk, Trajectory), Path, view="path", what="reading every layer", height=320
     )
-    if lens is None:
+    if path is None:
         return
-    view, figure = overview.by_layer(lens, desk.state)
+    view, figure = overview.by_layer(path, desk.state)
     _head(view, "layers")
+    pos = desk.reading.pos
 
     def pick(row: int) -> None:
-        change(cell=(row, lens.pos))
+        change(cell=(row, pos))
         go("lens")
 
-    lines(figure, key="layers", height=300, shares=True, on_pick=pick)
+    lines(figure, key="layers", height=272, on_pick=pick)
     foot(view.foot, key="layers-foot")
 
 

@@ -23,11 +23,9 @@ MOST: Final = 3.0  # gaps
 
 def render(desk: Desk) -> None:
     """Controls, the two texts, then what happened and at what price."""
-    steering = desk.state.steering
     recipe = _recipe(desk)
     title = st.container()
     _controls(desk, recipe)
-    _texts(steering)
     card = desk.ask(
         Direct(desk.state.model, recipe),
         DirectionCard,
@@ -36,84 +34,124 @@ def render(desk: Desk) -> None:
         height=160,
     )
     if card is None:
+        with title:
+            prose(key="steer-title", kind="page", title=views.QUESTION)
+        _texts(desk.state.steering, recipe)
         return
     result = _twin(desk, recipe)
-    dose = _dose(desk, recipe)
+    view = None if result is None else views.report(result, card, desk.state, recipe)
     with title:
-        if result is None:
-            words = "What does steering change, and at what price?"
-            prose(views.direction_sentence(card), key="steer-title", kind="page", title=words)
+        if view is None:
+            told = views.direction_sentence(card)
+            prose(told, key="steer-title", kind="page", title=views.QUESTION)
         else:
-            view = views.report(result, dose, card, desk.state, recipe)
             prose(*view.sentences, key="steer-title", kind="page", title=view.title)
-    if result is not None:
+    if view is not None:
         foot(view.foot, key="steer-foot")
-    if dose is not None:
-        _curves(dose, steering)
+    _texts(desk.state.steering, recipe)
+    _curves(desk, recipe)
 
 
 def _controls(desk: Desk, recipe: Recipe) -> None:
     steering = desk.state.steering
-    strength, layer, tokens, noise, verb = st.columns(
-        [2.2, 1.6, 1.1, 1.1, 1.2], gap="medium", vertical_alignment="bottom"
+    text, strength, layer, verb = st.columns(
+        [2.2, 2, 1.5, 1.1], gap="medium", vertical_alignment="bottom"
     )
+    with text:
+        _keep("steer-prompt", _prompt(desk))
+        st.text_input(
+            "Text to continue",
+            key="steer-prompt",
+            on_change=_set,
+            args=("prompt", "steer-prompt"),
+            help="Written on twice. The metric above keeps its own prompt.",
+        )
     with strength:
         _keep("steer-strength", steering.strength)
         st.slider(
-            "Strength, gaps", -MOST, MOST, step=0.25, key="steer-strength",
-            on_change=_set, args=("strength", "steer-strength"),
-            help="One gap takes the negative texts' mean to the positive texts' mean. 0 changes nothing.",
+            "Strength, gaps",
+            -MOST,
+            MOST,
+            step=0.25,
+            key="steer-strength",
+            on_change=_set,
+            args=("strength", "steer-strength"),
+            help="One gap takes the negative texts' mean to the positive's. 0 changes nothing.",
         )
     with layer:
         _keep("steer-layer", recipe.layer)
         st.slider(
-            "Layer", 0, desk.about.n_layers - 1, key="steer-layer",
-            on_change=_set, args=("layer", "steer-layer"),
+            "Layer",
+            0,
+            desk.about.n_layers - 1,
+            key="steer-layer",
+            on_change=_set,
+            args=("layer", "steer-layer"),
             help="The direction is read and added at the end of this layer.",
-        )
-    with tokens:
-        _keep("steer-tokens", steering.new_tokens)
-        st.number_input(
-            "New tokens", 1, 200, key="steer-tokens",
-            on_change=_set, args=("new_tokens", "steer-tokens"),
-        )
-    with noise:
-        _keep("steer-temperature", steering.temperature)
-        st.number_input(
-            "Temperature", 0.0, 2.0, step=0.1, key="steer-temperature",
-            on_change=_set, args=("temperature", "steer-temperature"),
-            help="0 always takes the likeliest token.",
         )
     with verb:
         st.button(
-            "Add to plan", key="steer-add", type="primary", width="stretch",
-            disabled=steering.strength == 0, on_click=_add, args=(recipe,),
+            "Add to plan",
+            key="steer-add",
+            type="primary",
+            width="stretch",
+            disabled=steering.strength == 0,
+            on_click=_add,
+            args=(recipe,),
             help="Keeps this direction in the plan, so every page shows the steered model.",
         )
 
 
-def _texts(steering: Steering) -> None:
-    with st.expander("The texts that make the direction", key="steer-texts", on_change="rerun") as box:
+def _texts(steering: Steering, recipe: Recipe) -> None:
+    with st.expander(
+        "The texts that make the direction, and the draw", key="steer-texts", on_change="rerun"
+    ) as box:
         if not box.open:
             return
-        for column, (key, name) in zip(
-            st.columns(2, gap="medium"),
-            (("positive", "Positive texts, one per line"), ("negative", "Negative texts, one per line")),
-            strict=True,
-        ):
-            lines_of = steering.positive if key == "positive" else steering.negative
-            _keep(f"steer-{key}", "\n".join(lines_of))
+        sides = (
+            ("positive", "Positive texts", recipe.positive),
+            ("negative", "Negative texts", recipe.negative),
+        )
+        for column, (key, name, texts) in zip(st.columns(2, gap="medium"), sides, strict=True):
+            _keep(f"steer-{key}", "\n".join(texts))
             column.text_area(
-                name, key=f"steer-{key}", height=130, on_change=_set_texts, args=(key,)
+                f"{name}, one per line",
+                key=f"steer-{key}",
+                height=180,
+                on_change=_set_texts,
+                args=(key,),
             )
-        st.button("Another draw of the noise", key="steer-seed", on_click=_reseed)
+        tokens, noise, seed = st.columns(3, gap="medium", vertical_alignment="bottom")
+        with tokens:
+            _keep("steer-tokens", steering.new_tokens)
+            st.number_input(
+                "New tokens",
+                1,
+                200,
+                key="steer-tokens",
+                on_change=_set,
+                args=("new_tokens", "steer-tokens"),
+            )
+        with noise:
+            _keep("steer-temperature", steering.temperature)
+            st.number_input(
+                "Temperature",
+                0.0,
+                2.0,
+                step=0.1,
+                key="steer-temperature",
+                on_change=_set,
+                args=("temperature", "steer-temperature"),
+                help="0 always takes the likeliest token.",
+            )
+        seed.button("Draw again", key="steer-seed", on_click=_reseed, width="stretch")
 
 
 def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
     state, steering = desk.state, desk.state.steering
     spec = Twin(
         model=state.model,
-        prompt=state.prompt,
+        prompt=_prompt(desk),
         plan=state.active,
         recipe=recipe,
         strength=steering.strength,
@@ -134,7 +172,7 @@ def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
             replace(columns[1], note=f"perplexity {plain(result.steered_perplexity)}"),
         )
     twin(
-        state.prompt,
+        _prompt(desk),
         columns,
         key="twin",
         job=None if job.state is State.CANCELLED else job.id,
@@ -181,18 +219,22 @@ def _dose(desk: Desk, recipe: Recipe) -> DoseCurve | None:
     return desk.ask(spec, DoseCurve, view="dose", what="the metric by strength", height=240)
 
 
-def _curves(dose: DoseCurve, steering: Steering) -> None:
-    metric, moved = views.dose_figure(dose, steering)
+def _curves(desk: Desk, recipe: Recipe) -> None:
+    dose = _dose(desk, recipe)
+    if dose is None:
+        return
+    view = views.dosed(dose, desk.state, recipe)
+    prose(*view.sentences, key="dose-title", title=view.title)
+    metric, moved = views.dose_figure(dose, desk.state.steering)
     left, right = st.columns(2, gap="medium")
     with left, st.container(key="dose-metric"):
-        prose(key="dose-metric-title", title="What it does to the metric")
         lines(metric, key="dose-metric-lines", height=220, on_pick=_dosed(dose))
     with right, st.container(key="dose-moved"):
-        prose(key="dose-moved-title", title="How far it moves the next token")
         lines(moved, key="dose-moved-lines", height=220, on_pick=_dosed(dose))
+    foot(view.foot, key="dose-foot")
 
 
-def _dosed(dose: DoseCurve):  # noqa: ANN202
+def _dosed(dose: DoseCurve):
     def pick(step: int) -> None:
         _change(strength=float(dose.strengths[step]))
 
@@ -200,10 +242,18 @@ def _dosed(dose: DoseCurve):  # noqa: ANN202
 
 
 def _recipe(desk: Desk) -> Recipe:
-    steering = desk.state.steering
+    steering, example = desk.state.steering, desk.about.steering
     last = desk.about.n_layers - 1
     layer = (desk.about.n_layers * 7 // 15) if steering.layer is None else steering.layer
-    return Recipe(steering.positive, steering.negative, max(0, min(last, layer)))
+    positive, negative = (
+        steering.positive or example.positive,
+        steering.negative or example.negative,
+    )
+    return Recipe(positive, negative, max(0, min(last, layer)))
+
+
+def _prompt(desk: Desk) -> str:
+    return desk.state.steering.prompt or desk.about.steering.prompt
 
 
 def _add(recipe: Recipe) -> None:
@@ -229,7 +279,7 @@ def _reseed() -> None:
     _change(seed=current().steering.seed + 1)
 
 
-def _change(**fields: Any) -> None:  # noqa: ANN401
+def _change(**fields: Any) -> None:
     change(steering=replace(current().steering, **fields))
 
 

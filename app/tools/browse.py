@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Playwright
 
 MAIN: Final = Path(__file__).resolve().parents[1] / "main.py"
-FLAGS: Final = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking")
+FLAGS: Final = (
+    "--no-sandbox",
+    "--disable-dev-shm-usage",
+    "--disable-gpu",
+    "--disable-background-networking",
+)
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
 OPENS: Final = 60  # seconds until the port is open
 SETTLES: Final = 60_000  # milliseconds until a page has computed what it shows
@@ -47,7 +52,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(log: Path, *, environment: dict[str, str] | None = None) -> Iterator[str]:
+def serving(log: Path, *, environment: dict[str, str] | None = None) -> Generator[str]:
     """Runs the app, offline, on a free port; gives its address.
 
     Raises:
@@ -57,7 +62,7 @@ def serving(log: Path, *, environment: dict[str, str] | None = None) -> Iterator
     start = f"{OFFLINE}\nimport runpy; sys.argv = [{str(MAIN)!r}, '--port', '{port}']\n"
     start += f"runpy.run_path({str(MAIN)!r}, run_name='__main__')"
     with log.open("w") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and file
+        process = subprocess.Popen(
             [sys.executable, "-c", start],
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -99,8 +104,8 @@ _SETTLED: Final = """selector => {
   const app = document.querySelector('[data-testid=stApp]')
   if (!app || app.dataset.testScriptState !== 'notRunning') return false
   if (document.querySelector('[data-testid=stSkeleton], [data-stale=true]')) return false
-  if (!document.querySelector('[data-testid=stBidiComponentRegular], [data-testid=stException], .stBidiComponent')) return false
-  const writing = [...document.querySelectorAll('.st-key-twin *')].some(n => n.shadowRoot?.querySelector('.stop:not([hidden])'))
+  const twin = [...document.querySelectorAll('.st-key-twin *')].map(n => n.shadowRoot)
+  const writing = twin.some(n => n?.querySelector('.stop:not([hidden])'))
   return !writing && (!selector || !!document.querySelector(selector))
 }"""
 
@@ -109,7 +114,7 @@ def _wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> No
     until = time.monotonic() + OPENS
     while time.monotonic() < until and process.poll() is None:
         try:
-            with urllib.request.urlopen(address, timeout=1):  # noqa: S310 - loopback, http
+            with urllib.request.urlopen(address, timeout=1):
                 return
         except (URLError, OSError):
             time.sleep(0.1)

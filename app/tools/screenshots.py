@@ -1,4 +1,7 @@
-"""Pictures of every page, light and dark, wide and narrow: `python -m app.tools.screenshots DIR`."""
+"""Pictures of every page, light and dark, wide and narrow.
+
+`python -m app.tools.screenshots FOLDER [PAGE ...]`
+"""
 
 import sys
 import tempfile
@@ -29,7 +32,10 @@ def take(folder: Path, names: Sequence[str] = ()) -> list[Path]:
         for theme in THEMES:
             for size, (width, height) in SIZES.items():
                 for name in wanted:
-                    files = folder / f"{name}-{theme}-{size}.png", folder / f"{name}-{theme}-{size}-whole.png"
+                    files = (
+                        folder / f"{name}-{theme}-{size}.png",
+                        folder / f"{name}-{theme}-{size}-whole.png",
+                    )
                     _shoot(chrome, _address(address, name), name, theme, (width, height), files)
                     taken += files
         chrome.close()
@@ -41,7 +47,7 @@ def _address(address: str, name: str) -> str:
     return f"{address}/" if name == first else f"{address}/{name}"
 
 
-def _shoot(  # noqa: PLR0913 - what, how, and where to
+def _shoot(
     chrome: Browser,
     address: str,
     name: str,

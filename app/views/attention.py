@@ -6,9 +6,10 @@ from app.results import Array, ComponentScores, HeadPattern, Mosaic
 from app.state import Edit, Investigation
 from app.views.code import script
 from app.views.figures import Bar, Bars, Check, Foot, Heat, Table, View
-from app.views.words import Sentence, Span, percent, plain, say, shown, signed, strong, tiny, token
+from app.views.words import Sentence, Span, percent, say, shown, signed, strong, tiny, token
 
 MARKED = 5  # heads outlined for their direct effect
+TALL = 540  # pixels of a mosaic, from which its tiles' size follows
 KEYS = 6  # keys listed on the card
 
 
@@ -59,8 +60,7 @@ def tiles(mosaic: Mosaic, scores: ComponentScores | None, state: Investigation) 
         picked=picked(mosaic, scores, state),
         marked=strongest(scores),
         tile=(side + 1, side + 1),
-        cell=(20, 30),
-        cell_height=20,
+        cell=(18, max(18, min(44, TALL // layers))),
     )
 
 
@@ -108,7 +108,7 @@ def head(
         high=max(high, 1e-6),
         picked=(min(_query(pattern, state), count - 1), _best_key(pattern, state)),
         column_labels="top",
-        cell=(12, 34),
+        cell=(6, 26),
     )
     return view, figure
 
@@ -187,11 +187,11 @@ def _best_key(pattern: HeadPattern, state: Investigation) -> int:
 def _told(pattern: HeadPattern, state: Investigation, scores: ComponentScores | None) -> Sentence:
     query, key = _query(pattern, state), _best_key(pattern, state)
     share = float(pattern.pattern[query, key])
-    aside = " besides the first token" if _hides(pattern, state) and query > 0 else ""
+    aside = ", the first token aside," if _hides(pattern, state) and query > 0 else ""
     sentence = say(
         "From ",
         token(pattern.tokens[query]),
-        f" it looks{aside} most at ",
+        f"{aside} it looks most at ",
         token(pattern.tokens[key]),
         " with ",
         strong(percent(share)),
@@ -206,7 +206,9 @@ def _told(pattern: HeadPattern, state: Investigation, scores: ComponentScores | 
 def _sink(pattern: HeadPattern, share: float, state: Investigation) -> Sentence:
     told = f"On average {percent(share)} of this head's attention rests on the first token"
     if _hides(pattern, state):
-        return say(f"{told}, the attention sink; that column is hidden and the colours are scaled to the rest.")
+        return say(
+            f"{told}, the attention sink; its column is hidden, the colours scaled to the rest."
+        )
     return say(f"{told}; it is shown.")
 
 
@@ -216,8 +218,16 @@ def _legend(pattern: HeadPattern, state: Investigation) -> str:
 
 def _table(pattern: HeadPattern) -> Table:
     rows = tuple(
-        (query + pattern.first, shown(pattern.tokens[query]), key + pattern.first, shown(pattern.tokens[key]), float(pattern.pattern[query, key]))
+        (
+            query + pattern.first,
+            shown(pattern.tokens[query]),
+            key + pattern.first,
+            shown(pattern.tokens[key]),
+            float(pattern.pattern[query, key]),
+        )
         for query in range(len(pattern.tokens))
         for key in range(query + 1)
     )
-    return Table("Attention from query to key", ("query", "token", "key", "token read", "attention"), rows)
+    return Table(
+        "Attention from query to key", ("query", "token", "key", "token read", "attention"), rows
+    )

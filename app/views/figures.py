@@ -1,9 +1,8 @@
 """What a page draws, as plain data: a figure says its axes, units, checks and its table twin."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
 from app.views.words import Sentence
@@ -77,6 +76,7 @@ class Bar:
     detail: str = ""
     before: float | None = None  # where it stood without the plan
     literal: bool = False  # whether the label is a token
+    active: bool = True  # whether the chart's actions apply to it
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Line:
     name: str
     values: Array
     tone: Tone
+    texts: tuple[str, ...] = ()  # what each value is called, where its number is not enough
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,6 @@ class Lines:
     upward: bool = False
     picked: int | None = None
     ticks: tuple[tuple[float, str], ...] = ()
-    marks: tuple[tuple[float, str], ...] = field(default=())  # vertical or level lines, named
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,9 @@ def _chip(edit: Edit, index: int, reading: Reading) -> Chip:
         return Chip(edit.label, "did not act", f"{edit.label} at {edit.site} was never reached")
     touched = times(receipt.tokens, "token")
     size = plain(receipt.change)
-    return Chip(edit.label, touched, f"{edit.op} at {edit.site}: {touched}, a change of norm {size}")
+    return Chip(
+        edit.label, touched, f"{edit.op} at {edit.site}: {touched}, a change of norm {size}"
+    )
 
 
 def model_line(about: AboutModel, milliseconds: float | None) -> str:

@@ -6,8 +6,8 @@ from app.results import LensReading
 from app.state import Edit, Investigation
 from app.views.code import script
 from app.views.figures import Bar, Bars, Check, Foot, Heat, Table, View
-from app.views.overview import settled
-from app.views.words import Sentence, Words, percent, plain, say, shown, strong, tiny, times, token
+from app.views.overview import EXACT, after, settled
+from app.views.words import Sentence, Words, percent, plain, say, shown, strong, times, tiny, token
 
 
 def lens(reading: LensReading, state: Investigation) -> tuple[View, Heat]:
@@ -23,10 +23,10 @@ def lens(reading: LensReading, state: Investigation) -> tuple[View, Heat]:
         foot=Foot(
             checks=(
                 Check(
-                    "last row − model",
+                    "KL of last row to model",
                     tiny(reading.residual),
-                    "in probability",
-                    reading.residual < 1e-3,
+                    "bits",
+                    reading.residual < EXACT,
                 ),
             ),
             method="Raw logit lens (nostalgebraist 2020): the stream after each layer through the "
@@ -69,7 +69,7 @@ def lens(reading: LensReading, state: Investigation) -> tuple[View, Heat]:
         texts=texts,
         picked=(row, column),
         cell=(46, 110),
-        cell_height=17,
+        cell_height=15,
     )
     return view, figure
 
@@ -141,21 +141,17 @@ def _told(reading: LensReading) -> Sentence:
             token(answer.target, "target"),
             " never stays first; its best rank is ",
             strong(str(int(reading.target_rank[best]))),
-            f", {_after(reading.layers[best])}.",
+            f", {after(reading.layers[best])}.",
         )
     decided = len(reading.layers) - 1 - first
     return where + say(
         token(answer.target, "target"),
         " is the top word ",
-        strong(_after(reading.layers[first])),
+        strong(after(reading.layers[first])),
         f" and stays so for the {times(decided, 'layer')} that follow."
         if decided
         else ": only the very last layer decides.",
     )
-
-
-def _after(name: str) -> str:
-    return "in the embedding" if name == "embed" else f"after layer {name}"
 
 
 def _hidden(reading: LensReading, hidden: int) -> tuple[Sentence, ...]:

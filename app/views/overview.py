@@ -1,12 +1,14 @@
 """The Overview: what comes next, since which layer, and through which parts."""
 
+import math
+
 import numpy as np
 
-from app.results import Answer, ComponentScores, LensReading, Reading
+from app.results import Answer, Array, ComponentScores, Path, Reading
 from app.state import Edit, Investigation
 from app.views.code import script
 from app.views.figures import Bar, Bars, Check, Foot, Line, Lines, Table, Tone, View
-from app.views.words import percent, plain, say, shown, signed, strong, tiny, token
+from app.views.words import Kind, Sentence, percent, plain, say, shown, signed, strong, tiny, token
 
 TOP = 8  # components shown
 EXACT = 1e-3  # logits or probability by which a check may miss
@@ -20,7 +22,10 @@ def next_tokens(reading: Reading, state: Investigation) -> tuple[View, Bars]:
     sentence = first + say(strong(percent(best.prob)))
     others = [
         part
-        for candidate, rank in ((reading.target, reading.target_rank), (reading.foil, reading.foil_rank))
+        for candidate, rank in (
+            (reading.target, reading.target_rank),
+            (reading.foil, reading.foil_rank),
+        )
         if candidate.text != best.text
         for part in (
             "; ",
@@ -68,87 +73,80 @@ def next_tokens(reading: Reading, state: Investigation) -> tuple[View, Bars]:
             ),
             label=f"The {len(reading.top)} likeliest next tokens",
             unit="probability",
-            most=max(max(c.prob for c in reading.top), 1e-9),
+            most=max(best.prob, 1e-9),
             actions=(("target", "target"), ("foil", "foil")),
         ),
     )
 
 
-def by_layer(lens: LensReading, state: Investigation) -> tuple[View, Lines]:
+def by_layer(path: Path, state: Investigation) -> tuple[View, Lines]:
     """Target and foil, layer by layer, read from the residual stream."""
-    answer = lens.answer
-    steps = tuple(lens.layers)
-    first = settled(lens.target_rank)
-    if first is None:
-        told = say(
-            "Read as words after every layer, the stream never puts ",
-            token(answer.target, "target"),
-            " first.",
-        )
-    else:
-        told = say(
-            token(answer.target, "target"),
-            " is first from ",
-            strong(_layer(steps[first])),
-            " on; it ends at ",
-            strong(percent(float(lens.target_prob[-1]))),
-            ".",
-        )
-    return (
-        View(
-            title=say("Since which layer?"),
-            sentences=(told,),
-            foot=Foot(
-                checks=(
-                    Check(
-                        "last layer − model",
-                        tiny(lens.residual),
-                        "in probability",
-                        lens.residual < EXACT,
-                    ),
-                ),
-                method="Logit lens (nostalgebraist 2020): the residual stream after each layer goes "
-                "through the model's own final norm and unembedding. It shows what can be read "
-                "there, not what the model uses.",
-                table=Table(
-                    "Target and foil by layer",
-                    ("layer", "p target", "rank", "p foil", "rank of foil"),
-                    tuple(
-                        (name, float(p), int(r), float(q), int(s))
-                        for name, p, r, q, s in zip(
-                            steps,
-                            lens.target_prob,
-                            lens.target_rank,
-                            lens.foil_prob,
-                            lens.foil_rank,
-                            strict=True,
-                        )
-                    ),
-                ),
-                code=script(
-                    state,
-                    "from workbench.lenses import METHODS as LENSES",
-                    'reading = LENSES["logit_lens"](model, prompt, plan=plan)',
-                    "print(reading.table())",
+    first = settled(path.target_rank)
+    steps = tuple(path.layers)
+    view = View(
+        title=say("Since which layer?"),
+        sentences=(_since(path, first),),
+        foot=Foot(
+            checks=(
+                Check("last layer − model", tiny(path.residual), "logits", path.residual < EXACT),
+            ),
+            method="Logit lens (nostalgebraist 2020): the residual stream after each layer goes "
+            "through the model's own final norm and unembedding. It shows what can be read there, "
+            "not what the model uses.",
+            table=Table(
+                "Target and foil by layer",
+                ("layer", "rank", "probability", "rank of foil", "probability of foil"),
+                tuple(
+                    (name, int(r), float(p), int(s), float(q))
+                    for name, r, p, s, q in zip(
+                        steps,
+                        path.target_rank,
+                        path.target_prob,
+                        path.foil_rank,
+                        path.foil_prob,
+                        strict=True,
+                    )
                 ),
             ),
-        ),
-        Lines(
-            lines=(
-                Line(shown(answer.target), lens.target_prob, "target"),
-                Line(shown(answer.foil), lens.foil_prob, "foil"),
+            code=script(
+                state,
+                "from workbench.lenses import METHODS as LENSES",
+                f"watch = [{path.answer.target!r}, {path.answer.foil!r}]",
+                'reading = LENSES["logit_lens"](model, prompt, plan=plan, watch=watch)',
+                "print(1 + reading.ranks[:, -1])  # layer token",
             ),
-            steps=steps,
-            step_title="layer",
-            value_title="probability",
-            low=0.0,
-            high=1.0,
-            label="Probability of target and foil after each layer",
-            upward=True,
-            picked=first,
-            ticks=((0.0, "0"), (0.25, ""), (0.5, "50 %"), (0.75, ""), (1.0, "100 %")),
         ),
     )
+    ticks = tuple(
+        (-float(power), f"{10**power:,}")
+        for power in range(math.ceil(math.log10(path.vocabulary)) + 1)
+    )
+    figure = Lines(
+        lines=(
+            Line(
+                shown(path.answer.target),
+                -np.log10(path.target_rank),
+                "target",
+                _ranks(path.target_rank, path.target_prob),
+            ),
+            Line(
+                shown(path.answer.foil),
+                -np.log10(path.foil_rank),
+                "foil",
+                _ranks(path.foil_rank, path.foil_prob),
+            ),
+        ),
+        steps=steps,
+        step_title="layer",
+        value_title=f"rank among {path.vocabulary:,} tokens (1 is said)",
+        low=ticks[-1][0],
+        high=0.0,
+        label="Rank of target and foil after each layer",
+        upward=True,
+        picked=first,
+        ticks=ticks,
+    )
+    return view, figure
 
 
 def components(scores: ComponentScores, state: Investigation) -> tuple[View, Bars, tuple[int, ...]]:
@@ -207,6 +205,7 @@ def components(scores: ComponentScores, state: Investigation) -> tuple[View, Bar
                 value=float(scores.values[i]),
                 text=signed(float(scores.values[i])),
                 tone="target" if scores.values[i] > 0 else "foil",
+                active=ablation(scores, i) is not None,
             )
             for i in order
         ),
@@ -220,7 +219,7 @@ def components(scores: ComponentScores, state: Investigation) -> tuple[View, Bar
 
 
 def ablation(scores: ComponentScores, index: int) -> Edit | None:
-    """The edit that takes a component out; nothing for the embedding, without which nothing runs."""
+    """The edit that takes a component out; none for the embedding and the biases."""
     layer, head = scores.layers[index], scores.heads[index]
     if layer is None:
         return None
@@ -229,14 +228,39 @@ def ablation(scores: ComponentScores, index: int) -> Edit | None:
     return Edit("zero", f"blocks.{layer}.hook_mlp_out")
 
 
-def settled(ranks: "np.typing.NDArray[np.int64]") -> int | None:
+def settled(ranks: Array) -> int | None:
     """The first row from which on the rank is always 1."""
     behind = np.flatnonzero(ranks != 1)
     first = int(behind[-1]) + 1 if len(behind) else 0
     return first if first < len(ranks) else None
 
 
-def _change(reading: Reading) -> tuple[tuple[object, ...], ...]:
+def _since(path: Path, first: int | None) -> Sentence:
+    answer = path.answer
+    if first is None:
+        best = int(np.argmin(path.target_rank))
+        return say(
+            token(answer.target, "target"),
+            " never settles first; its best rank is ",
+            strong(f"{int(path.target_rank[best]):,}"),
+            f", {after(path.layers[best])}.",
+        )
+    middle = len(path.layers) // 2
+    return say(
+        token(answer.target, "target"),
+        " ranks ",
+        strong(f"{int(path.target_rank[middle]):,}"),
+        f" {after(path.layers[middle])}, and is first to stay ",
+        strong(after(path.layers[first])),
+        ".",
+    )
+
+
+def _ranks(ranks: Array, probs: Array) -> tuple[str, ...]:
+    return tuple(f"rank {r:,} ({percent(float(p))})" for r, p in zip(ranks, probs, strict=True))
+
+
+def _change(reading: Reading) -> tuple[Sentence, ...]:
     if reading.after is None:
         return ()
     moved = reading.after - reading.before
@@ -251,13 +275,14 @@ def _change(reading: Reading) -> tuple[tuple[object, ...], ...]:
     )
 
 
-def _kind(text: str, answer: Answer) -> str:
-    return _tone(text, answer) or "token"
+def _kind(text: str, answer: Answer) -> Kind:
+    return "target" if text == answer.target else "foil" if text == answer.foil else "token"
 
 
 def _tone(text: str, answer: Answer) -> Tone:
     return "target" if text == answer.target else "foil" if text == answer.foil else ""
 
 
-def _layer(name: str) -> str:
-    return "the embedding" if name == "embed" else f"layer {name}"
+def after(name: str) -> str:
+    """A row of the stream in words."""
+    return "in the embedding" if name == "embed" else f"after layer {name}"

@@ -6,32 +6,31 @@ from app.results import DirectionCard, DoseCurve, TwinResult
 from app.state import Investigation, Recipe, Steering
 from app.views.code import direction, script
 from app.views.figures import Array, Check, Foot, Line, Lines, Table, View
-from app.views.words import Sentence, percent, plain, say, signed, strong, tiny, times, token
+from app.views.words import Sentence, percent, plain, say, shown, signed, strong, times, tiny, token
 
+QUESTION = say("What does steering change, and at what price?")
 STRENGTHS = tuple(round(0.25 * step, 2) for step in range(-12, 13))  # gaps
 FLUENT = 2.0  # how many times the baseline's perplexity a text may have before we warn
 
 
-def report(
-    result: TwinResult, dose: DoseCurve | None, card: DirectionCard, state: Investigation, recipe: Recipe
-) -> View:
-    """What steering did: to the metric, to the text, and at what price in fluency."""
+def report(result: TwinResult, card: DirectionCard, state: Investigation, recipe: Recipe) -> View:
+    """What steering did to the text, and at what price in fluency."""
     steering = state.steering
     return View(
-        title=say("What does steering change, and at what price?"),
-        sentences=tuple(_sentences(result, dose, state)),
+        title=QUESTION,
+        sentences=(_fluency(result), direction_sentence(card)),
         foot=Foot(
-            checks=(*_checks(result, dose), *_separation(card)),
-            method=f"Mean difference at {recipe.site}: the mean of the residual stream over the "
-            "positive texts minus that over the negative ones, added at every position; one gap is "
-            "the distance between the two means. Both texts are written in one batch with the same "
-            "noise. Perplexity is that of the written text under the model without the direction; "
-            "KL is how far the steered distribution lies from the plain one at each token.",
+            checks=(*_checks(result), *_separation(card)),
+            method=f"Mean difference at {recipe.site}: the mean of the residual stream at the last "
+            "token of the positive texts minus that of the negative ones, added at every position; "
+            "one gap is the distance of the two means. Both texts are written in one batch with "
+            "the same noise. Perplexity is that of the written text under the model without the "
+            "direction; KL is how far the steered distribution lies from the plain one.",
             table=Table(
                 "Steered tokens",
                 ("step", "token", "KL from the plain model, bits"),
                 tuple(
-                    (step, text, float(kl))
+                    (step, shown(text), float(kl))
                     for step, (text, kl) in enumerate(
                         zip(result.steered, result.divergence, strict=True)
                     )
@@ -39,12 +38,56 @@ def report(
             ),
             code=script(
                 state,
-                f"direction = {direction(recipe)}" if "STEERING" in direction(recipe) else "",
-                "for piece in wb.generate(model, prompt, "
-                f'plan=[*plan, direction.at({steering.strength!r}, unit="gap")],',
+                f"direction = {direction(recipe)}",
+                f'steer = direction.at({steering.strength!r}, unit="gap", rows=[1])',
+                f"both = wb.generate(model, [{result.prompt!r}] * 2, plan=[*plan, steer],",
                 f"    max_new_tokens={steering.new_tokens}, temperature={steering.temperature!r}, "
-                f"seed={steering.seed}, stream=True):",
-                '    print(piece, end="")',
+                f"seed=[{steering.seed}] * 2)",
+                'print(*both.texts, sep="\\n---\\n")',
+            ),
+        ),
+    )
+
+
+def dosed(dose: DoseCurve, state: Investigation, recipe: Recipe) -> View:
+    """What the direction does to the metric of the prompt above."""
+    strength = state.steering.strength
+    after = at_dose(dose, strength)
+    return View(
+        title=say("On the prompt above"),
+        sentences=(
+            say(
+                f"At {signed(strength)} gaps ",
+                token(dose.answer.target, "target"),
+                " − ",
+                token(dose.answer.foil, "foil"),
+                f" goes from {signed(dose.base)} to ",
+                strong(signed(after, "logits")),
+                f", a change of {signed(after - dose.base)}.",
+            ),
+        ),
+        foot=Foot(
+            checks=(Check("strength 0 − baseline", tiny(dose.zero), "logits", dose.zero == 0),),
+            method="One forward with a row for each strength, the direction added at every "
+            "position; KL is that of the next-token distribution from the one without the "
+            "direction. Between the strengths computed, the curve is straight.",
+            table=Table(
+                "Target − foil by strength",
+                ("strength, gaps", "target − foil, logits", "KL, bits"),
+                tuple(
+                    (float(s), float(m), float(d))
+                    for s, m, d in zip(dose.strengths, dose.metric, dose.divergence, strict=True)
+                ),
+            ),
+            code=script(
+                state,
+                f"direction = {direction(recipe)}",
+                f"strengths = {list(STRENGTHS)}",
+                'steers = [direction.at(s, unit="gap", rows=[i]) for i, s in enumerate(strengths)]',
+                "trace = wb.run(model, [prompt] * len(strengths), plan=[*plan, *steers])",
+                f"pair = {dose.answer.target!r}, {dose.answer.foil!r}",
+                "target, foil = (model.tokenizer.single(text) for text in pair)",
+                "print(trace.answer_logits[:, target] - trace.answer_logits[:, foil])",
             ),
         ),
     )
@@ -97,29 +140,6 @@ def at_dose(dose: DoseCurve, strength: float) -> float:
     return float(np.interp(strength, dose.strengths, dose.metric))
 
 
-def _sentences(
-    result: TwinResult, dose: DoseCurve | None, state: Investigation
-) -> list[Sentence]:
-    strength = state.steering.strength
-    told: list[Sentence] = []
-    if dose is not None:
-        after = at_dose(dose, strength)
-        told.append(
-            say(
-                f"At {signed(strength)} gaps, ",
-                token(dose.answer.target, "target"),
-                " − ",
-                token(dose.answer.foil, "foil"),
-                " goes from ",
-                f"{signed(dose.base)} to ",
-                strong(signed(after, "logits")),
-                f" ({signed(after - dose.base)}).",
-            )
-        )
-    told.append(_fluency(result))
-    return told
-
-
 def _fluency(result: TwinResult) -> Sentence:
     if result.identical:
         return say("The two texts are identical, token for token.")
@@ -140,12 +160,10 @@ def _fluency(result: TwinResult) -> Sentence:
     )
 
 
-def _checks(result: TwinResult, dose: DoseCurve | None) -> tuple[Check, ...]:
+def _checks(result: TwinResult) -> tuple[Check, ...]:
     found = [
         Check("direction acted", times(result.receipt.tokens, "token"), "every one of the text")
     ]
-    if dose is not None:
-        found.append(Check("strength 0 − baseline", tiny(dose.zero), "logits", dose.zero == 0))
     if len(result.divergence):
         found.append(Check("mean KL", plain(float(result.divergence.mean()), "bits"), "per token"))
     return tuple(found)
