@@ -37,8 +37,10 @@ class TextStream:
         whole = self._text(self._start, len(self._ids))
         if not final and (whole.endswith(_BROKEN) or len(whole) < len(shown)):
             return ""
-        self._start, self._read = self._read, len(self._ids)
-        return whole[len(shown) :]
+        new = whole[len(shown) :]
+        if new:  # else the window would begin with a special token, and lose the next one's space
+            self._start, self._read = self._read, len(self._ids)
+        return new
 
     def _text(self, start: int, stop: int) -> str:
         return self._vocabulary.decode(self._ids[start:stop], skip_special=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from workbench.core.errors import FormatError, OptionError, PromptError, TokenError
@@ -69,6 +69,8 @@ class Tokenizer:
             return _through_transformers(folder)
         backend = _read_backend(folder / "tokenizer.json")
         named = _named_tokens(folder, config)
+        if backend.padding:
+            named.setdefault("pad_token", str(backend.padding["pad_token"]))
         _complete(backend, config, named)
         generation = _optional_table(folder / "generation_config.json")
         eos = as_ids(generation.get("eos_token_id")) or _ids(backend, named, ("eos_token",))
@@ -291,15 +293,6 @@ def _complete(backend: Backend, config: Mapping[str, Any], named: Mapping[str, s
             untyped.add_tokens([token])
     missing = [text for text in named.values() if backend.token_to_id(text) is None]
     untyped.add_special_tokens(missing)
-    if "add_bos_token" in config or "add_eos_token" in config:
-        first = named.get("bos_token") if config.get("add_bos_token") else None
-        last = named.get("eos_token") if config.get("add_eos_token") else None
-        frame = [text for text in (first, "$A", last) if text]
-        pair = [text for text in (first, "$A", last, first, "$B:1", last) if text]
-        ends = [(text, backend.token_to_id(text)) for text in {first, last} if text]
-        backend.post_processor = processors.TemplateProcessing(
-            single=" ".join(frame), pair=" ".join(pair), special_tokens=ends
-        )
 
 
 def _ids(backend: Backend, named: Mapping[str, str], keys: Sequence[str]) -> tuple[int, ...]:
