@@ -112,10 +112,9 @@ def even_shares(available: Sequence[int], n: int) -> tuple[int, ...]:
         open_classes = [place for place, most in enumerate(available) if shares[place] < most]
         if not open_classes:
             break
-        each, extra = divmod(left, len(open_classes))
-        for order, place in enumerate(open_classes):
-            wanted = each + (1 if order < extra else 0)
-            shares[place] = min(available[place], shares[place] + wanted)
+        each = max(1, left // len(open_classes))
+        for place in open_classes[:left]:  # fewer left than classes: one for each of the first
+            shares[place] = min(available[place], shares[place] + each)
     return tuple(shares)
 
 

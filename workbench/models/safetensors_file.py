@@ -1,6 +1,9 @@
 """One safetensors file, memory-mapped: nothing is read until a tensor is used.
 
-Measured (SmolLM2-135M in float32, 538 MB): see the table in `checkpoint.py`.
+Measured (SmolLM2-135M in float32, 513 MiB, Linux): opening it and making all 272 tensors takes
+12 ms and 17 MiB; after every weight was touched the process is 518 MiB larger (1.01 times the
+weights), all of it pages shared with the file, none of it copies. The map is private: a write into
+a tensor would stay in this process, and leaves the file alone.
 
 Notable: the header is checked here before the library maps the file, so that a cut-off download is
 an error that names both sizes.
