@@ -15,12 +15,12 @@ Activation = Callable[[Tensor], Tensor]
 
 # Keys that say nothing about the forward of a decoder; any value may stand there.
 IGNORED = frozenset(
-    "model_type architectures transformers_version torch_dtype dtype _name_or_path "
-    "name_or_path use_cache bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id "
-    "initializer_range id2label label2id problem_type task_specific_params finetuning_task "
-    "output_attentions output_hidden_states return_dict transformers.js_config auto_map "
-    "gradient_checkpointing _attn_implementation attn_implementation is_llama_config "
-    "rope_interleaved".split()
+    "model_type architectures transformers_version torch_dtype dtype _name_or_path name_or_path "
+    "use_cache bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id "
+    "decoder_start_token_id initializer_range id2label label2id problem_type finetuning_task "
+    "task_specific_params output_attentions output_hidden_states return_dict auto_map "
+    "transformers.js_config gradient_checkpointing _attn_implementation attn_implementation "
+    "is_llama_config rope_interleaved".split()
 )
 # Keys that would change the forward if they were not at this value.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(

@@ -1,0 +1,23 @@
+"""`python -m benchmarks`: runs every case and prints the table in Markdown."""
+
+import os
+import sys
+
+from benchmarks.cases import cases
+from benchmarks.harness import markdown, measure
+from benchmarks.peers import load
+
+
+def main() -> None:
+    """Prints the table, row by row progress on the error stream."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("WANDB_MODE", "disabled")
+    rows = []
+    for case in cases(load()):
+        sys.stderr.write(f"{case.name} …\n")
+        rows.append(measure(case))
+    sys.stdout.write(markdown(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
