@@ -34,7 +34,7 @@ class Trace(Mapping[Site, Tensor]):
     activations: Mapping[Site, Tensor]
     unembedded: Logits | None  # None if the run was not asked for logits
     columns: Int[Tensor, "batch column"] | None = field(default=None)  # None: every column
-    vocabulary: Int[Tensor, " column"] | None = field(default=None)  # None: the whole vocabulary
+    vocabulary: Int[Tensor, " word"] | None = field(default=None)  # None: the whole vocabulary
 
     @property
     def logits(self) -> Logits:

@@ -40,7 +40,7 @@ SIZES = Sizes(
     n_ctx=N,
 )
 
-Matrices = dict[str, Float[Tensor, "out in"]]
+Matrices = dict[str, Float[Tensor, "_ _"]]  # by name; out, in: each of its own size
 
 
 def build(beta: float = BETA) -> KnownTruth:
