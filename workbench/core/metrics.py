@@ -100,7 +100,7 @@ class LogitDifference(Metric):
         columns, where = torch.tensor([words.target, words.foil]).unique(return_inverse=True)
 
         def read(logits: Tensor, examples: Tensor) -> Tensor:
-            target, foil = where[:, examples]
+            target, foil = where.to(logits.device)[:, examples]
             picked = logits.gather(1, torch.stack([target, foil], dim=1))
             return picked[:, 0] - picked[:, 1]
 
@@ -121,7 +121,7 @@ class TargetLogit(Metric):
         columns, where = torch.tensor(self.contrast.on(model).target).unique(return_inverse=True)
 
         def read(logits: Tensor, examples: Tensor) -> Tensor:
-            return logits.gather(1, where[examples, None])[:, 0]
+            return logits.gather(1, where.to(logits.device)[examples, None])[:, 0]
 
         return TokenMetric(self.name, self.unit, len(where), columns, read)
 
@@ -140,7 +140,7 @@ class TargetLogProbability(Metric):
         target = torch.tensor(self.contrast.on(model).target)
 
         def read(logits: Tensor, examples: Tensor) -> Tensor:
-            return logits.log_softmax(-1).gather(1, target[examples, None])[:, 0]
+            return logits.log_softmax(-1).gather(1, target.to(logits.device)[examples, None])[:, 0]
 
         return TokenMetric(self.name, self.unit, len(target), None, read)
 

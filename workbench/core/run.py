@@ -262,9 +262,11 @@ def _in_order(recorder: Recorder, wanted: Sites) -> dict[Site, Tensor]:
 
 
 def _check_finite(resid: Resid, model: Model, batch: Batch, program: Program) -> None:
-    if bool(torch.isfinite(resid.sum())):
+    bad = 0
+    if not bool(torch.isfinite(resid.sum(dtype=torch.float32))):
+        bad = int((~torch.isfinite(resid)).sum())
+    if not bad:  # a sum of finite numbers may overflow
         return
     watch = chain(program.tap(batch.place, Ledger(program.plan)), FiniteWatch())
     model.layers(model.embed(batch, watch), batch, watch)
-    bad = int((~torch.isfinite(resid)).sum())
     raise NonFiniteError("the final residual stream", bad, resid.numel())

@@ -119,13 +119,24 @@ def _start(
 
 
 def _together(plans: list[Plan], fixed: Plan, rows: int) -> Plan:
-    """The fixed plan on every row, then each cell's changes on its own rows."""
-    parts = list(fixed)
-    for cell, plan in enumerate(plans):
-        for one in plan:
-            own = range(rows) if one.rows is None else one.rows
-            parts.append(one.on_rows(cell * rows + row for row in own))
-    return Plan(tuple(parts))
+    """The fixed plan on every cell's rows, then each cell's changes on its own.
+
+    What of the fixed plan acts before the block a group starts from has acted in the base run.
+    """
+    cells = range(len(plans))
+    kept = [one.on_rows(_rows(one, cells, rows), optional=True) for one in fixed]
+    changed = [
+        one.on_rows(_rows(one, range(cell, cell + 1), rows))
+        for cell, plan in enumerate(plans)
+        for one in plan
+    ]
+    return Plan((*kept, *changed))
+
+
+def _rows(one: Intervention, cells: range, rows: int) -> list[int]:
+    """Where the rows of an intervention on the base run stand in a batch of cells."""
+    own = range(rows) if one.rows is None else one.rows
+    return [cell * rows + row for cell in cells for row in own]
 
 
 def _batch(  # noqa: PLR0913 - one batch of a sweep is a run with everything given
