@@ -23,6 +23,7 @@ from app.views.words import say
 Result = TypeVar("Result")
 Asked = TypeVar("Asked", Read, Lens, Trajectory, Components)
 STATE: Final = "investigation"
+WRONG: Final = "wrong_link"  # what could not be read of the latest link
 GOING: Final = "going"  # the page a callback asked for
 _SESSION: Final = "session"
 _STOPPED: Final = "stopped"  # digests of questions this session cancelled
@@ -38,12 +39,13 @@ def current() -> Investigation:
 
 def change(**fields: Any) -> None:
     """Replaces fields of the session's investigation; to be called from callbacks."""
-    st.session_state[STATE] = replace(current(), **fields)
+    become(replace(current(), **fields))
 
 
 def become(state: Investigation) -> None:
     """Makes `state` the session's investigation; to be called from callbacks."""
     st.session_state[STATE] = state
+    st.session_state.pop(WRONG, None)
 
 
 @final

@@ -15,7 +15,7 @@ from streamlit.navigation.page import Page as StreamlitPage
 from app.components.bar import bar
 from app.components.prose import prose
 from app.components.strip import strip
-from app.desk import GOING, Desk, ask, become, callback, change, current
+from app.desk import GOING, STATE, WRONG, Desk, ask, become, callback, change, current
 from app.host import Host
 from app.links import arrive, depart
 from app.page import Page
@@ -35,15 +35,15 @@ def show() -> None:
     st.set_page_config(page_title="workbench", layout="wide", initial_sidebar_state="collapsed")
     st.html(STYLE)
     st.logo(WORDMARK, size="medium")
-    wrong = arrive()
+    arrive()
     menu = _menu()
     chosen = st.navigation(list(menu.values()), position="top")
     wanted = st.session_state.pop(GOING, None)
     if wanted in menu:
         st.switch_page(menu[wanted])
     depart()
-    if wrong:
-        prose(say(wrong), key="link-error", kind="error")
+    if WRONG in st.session_state:
+        prose(say(st.session_state[WRONG]), key="link-error", kind="error")
     chosen.run()
 
 
@@ -90,6 +90,8 @@ def _frame(server: Host) -> Desk | None:
         reading = ask(server, _question(state), Reading, view="frame", what="reading", height=90)
         _model_menu(slot, state, about, reading)
         if reading is None:
+            if state.plan:
+                _bar(None, state)
             return None
         if NOTICE in st.session_state:
             prose(say(st.session_state[NOTICE]), key="notice", kind="notice")
@@ -178,7 +180,7 @@ def _tokens(reading: Reading, state: Investigation) -> None:
     )
 
 
-def _bar(reading: Reading, state: Investigation) -> None:
+def _bar(reading: Reading | None, state: Investigation) -> None:
     bar(
         bar_view(reading, state),
         key="bar",
@@ -191,7 +193,7 @@ def _bar(reading: Reading, state: Investigation) -> None:
 def _fall_back(about: AboutModel, state: Investigation) -> None:
     """Goes on with the model that is there, and with a prompt it knows."""
     st.session_state[NOTICE] = about.notice
-    become(_example(replace(state, model=about.name), about.examples[0]))
+    st.session_state[STATE] = _example(replace(state, model=about.name), about.examples[0])
     st.rerun()
 
 

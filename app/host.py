@@ -173,7 +173,6 @@ class Host:
         self._results = Results(cache)
         self._running: Job | None = None
         self._stopping = False
-        self._worker: threading.Thread | None = None
         self._supervisor: threading.Thread | None = None
 
     def open(self) -> None:
@@ -194,9 +193,8 @@ class Host:
             for job in self._flying.values():
                 job.cancel()
             self._lock.notify_all()
-        for thread in (self._worker, self._supervisor):
-            if thread is not None:
-                thread.join(timeout=5)
+        if self._supervisor is not None:
+            self._supervisor.join(timeout=5)
         self._supervisor = None
 
     def submit(self, spec: Spec, lane: str = "") -> Job:
@@ -282,9 +280,9 @@ class Host:
 
     def _supervise(self) -> None:
         while not self._stopping:
-            self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
-            self._worker.start()
-            self._worker.join()
+            worker = threading.Thread(target=self._work, name="worker", daemon=True)
+            worker.start()
+            worker.join()
             self._after_death()
 
     def _after_death(self) -> None:

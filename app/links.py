@@ -12,25 +12,26 @@ from typing import Final
 import streamlit as st
 
 from app.codec import StateError
-from app.desk import STATE, current
-from app.state import SHORT_KEYS, digest, from_query, to_json, to_query
+from app.desk import WRONG, become, current
+from app.state import SHORT_KEYS, Investigation, digest, from_query, to_json, to_query
 
 _WRITTEN: Final = "written_query"
 
 
-def arrive() -> str | None:
-    """Takes over the address if it came from outside; gives what is wrong with it, if anything."""
+def arrive() -> None:
+    """Takes over the address if it came from outside; what is wrong with it stands in `WRONG`."""
     query = {key: st.query_params[key] for key in st.query_params if key in SHORT_KEYS}
     if not query or query == st.session_state.get(_WRITTEN):
-        return None
+        return
     st.session_state[_WRITTEN] = query
     try:
         state = from_query(query, stored)
     except StateError as error:
-        return f"The link could not be read, so nothing was taken from it. {error}"
-    if state is not None:
-        st.session_state[STATE] = state
-    return None
+        st.session_state[WRONG] = (
+            f"The link could not be read, and nothing is taken from it. {error}"
+        )
+    else:
+        become(state or Investigation())
 
 
 def depart() -> None:

@@ -40,13 +40,13 @@ def components(bench: Bench, spec: Components, job: Job) -> ComponentScores:
 def _flat(
     scores: Attribution,
 ) -> tuple[tuple[str, ...], tuple[int | None, ...], tuple[int | None, ...], list[float]]:
-    """Every part with a score, by name; parts that stand outside the layers have none."""
+    """Every head, and of the other parts those with a score, by name, layer and head."""
     kinds, layers = (axis.labels for axis in scores.axes)
     found: list[tuple[str, int | None, int | None, float]] = []
     for row, kind in enumerate(kinds):
         for layer in range(len(layers)):
             value = float(scores.scores[row, layer])
-            if value == 0.0:
+            if value == 0.0 and not kind.startswith("H"):
                 continue
             found.append((*_named(kind, layer), value))
     names, places, heads, values = zip(*found, strict=True)

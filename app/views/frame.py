@@ -30,8 +30,10 @@ class BarView:
     empty: str
 
 
-def bar_view(reading: Reading, state: Investigation) -> BarView:
+def bar_view(reading: Reading | None, state: Investigation) -> BarView:
     """The live metric beside the plan, whose receipts say what each intervention did."""
+    if reading is None:
+        return _without(state)
     answer = reading.answer
     chips = tuple(_chip(edit, index, reading) for index, edit in enumerate(state.plan))
     return BarView(
@@ -45,6 +47,20 @@ def bar_view(reading: Reading, state: Investigation) -> BarView:
         plan=chips,
         bypass=state.bypass,
         empty="No interventions yet: ablate a head or steer, and it stands here.",
+    )
+
+
+def _without(state: Investigation) -> BarView:
+    """The plan alone, so that what cannot run can be taken back."""
+    return BarView(
+        name=say("no logit difference yet"),
+        before="",
+        after=None,
+        unit="",
+        how=(),
+        plan=tuple(Chip(edit.label, "", f"{edit.label} at {edit.site}") for edit in state.plan),
+        bypass=state.bypass,
+        empty="",
     )
 
 

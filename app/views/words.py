@@ -50,7 +50,7 @@ def strong(text: str) -> Span:
 
 
 def signed(value: float, unit: str = "") -> str:
-    """`+3.41 logits`: a sign always, two to three significant digits."""
+    """`+3.41 logits`: a sign unless it is 0, two to three significant digits."""
     return _with_unit(_digits(value, sign=True), unit)
 
 

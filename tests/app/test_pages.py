@@ -1,0 +1,149 @@
+"""Every page as a script, on the built-in model: something computed, no exception, no click."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import app
+from app.desk import STATE
+from app.process import pages
+from app.state import Edit, Investigation, to_query
+
+SCRIPT = Path(app.__file__).parent / "script" / "ui.py"
+STATE_OF_LETTERS = Investigation(model="induction", prompt="fbhadgecfbhad", target="g", foil="a")
+NAMES = sorted(pages())
+
+
+def screen(name: str = "overview", state: Investigation = STATE_OF_LETTERS) -> AppTest:
+    test = AppTest.from_file(str(SCRIPT), default_timeout=30)
+    for key, value in to_query(state).items():
+        test.query_params[key] = value
+    test.session_state["going"] = name
+    return test.run()
+
+
+def drawn(test: AppTest) -> list[str]:
+    """The keys of the components on the screen."""
+    return [str(element.proto.id).rsplit("-", 1)[-1] for element in test.get("bidi_component")]
+
+
+def shown(test: AppTest) -> str:
+    """All that was sent to components, as text."""
+    return " ".join(str(element.proto) for element in test.get("bidi_component"))
+
+
+pytestmark = pytest.mark.usefixtures("opened", "nothing_pulled")
+
+
+@pytest.fixture(scope="module")
+def nothing_pulled():
+    """A machine without the default model, so that nothing here needs a download."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.jobs.about.is_present", lambda _: False)
+        yield
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_shows_something_computed_without_a_click(name):
+    test = screen(name)
+    assert not test.exception
+    assert len(drawn(test)) > 4
+    assert "+10.0" in shown(test)  # the live metric, exact by construction
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_shows_a_check(name):
+    assert '"good"' in shown(screen(name)).replace("\\", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_works_under_a_plan(name):
+    cut = Edit("zero", "blocks.1.attn.hook_z", heads=(0,))
+    test = screen(name, replace(STATE_OF_LETTERS, plan=(cut,)))
+    assert not test.exception
+    assert "ablate L1H0" in shown(test)
+
+
+def test_the_address_says_what_is_shown():
+    state = replace(STATE_OF_LETTERS, pos=5, head=(1, 0))
+    test = screen("attention", state)
+    assert dict(test.query_params) == to_query(state)
+    assert test.session_state[STATE] == state
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": ""}, "is empty"),
+        ({"prompt": "a" * 99}, "reads at most 16"),
+        ({"prompt": "hello world"}, "reads the letters"),
+        ({"target": "gg"}, "must be one token"),
+        ({"target": "g", "foil": "g"}, "another token than the target"),
+        ({"model": "no-such-model"}, "No model named"),
+        ({"plan": (Edit("zero", "blocks.9.attn.hook_z"),)}, "blocks.9.attn.hook_z"),
+        ({"plan": (Edit("zero", "nonsense"),)}, "nonsense"),
+    ],
+)
+def test_what_the_user_can_mend_is_a_message(change, message):
+    test = screen(state=replace(STATE_OF_LETTERS, **change))
+    assert not test.exception
+    assert message in shown(test)
+
+
+def test_a_plan_that_cannot_run_can_still_be_taken_back():
+    test = screen(state=replace(STATE_OF_LETTERS, plan=(Edit("zero", "blocks.9.attn.hook_z"),)))
+    assert "ablate L9" in shown(test)
+
+
+def test_a_broken_link_is_a_message():
+    test = AppTest.from_file(str(SCRIPT), default_timeout=30)
+    test.query_params["pos"] = "nonsense"
+    test.query_params["m"] = "induction"
+    test.run()
+    assert not test.exception
+    assert "could not be read" in shown(test)
+
+
+def test_a_new_prompt_is_read_and_the_old_answer_forgotten():
+    test = screen()
+    test.text_input(key="prompt").set_value("abcdab").run()
+    assert not test.exception
+    state = test.session_state[STATE]
+    assert (state.prompt, state.target, state.foil) == ("abcdab", None, None)
+    assert "top choices" in shown(test)
+
+
+def test_a_target_can_be_typed():
+    test = screen()
+    test.text_input(key="target").set_value("b").run()
+    assert test.session_state[STATE].target == "b"
+    assert not test.exception
+
+
+def test_a_head_can_be_ablated_and_the_metric_says_what_it_did():
+    test = screen("attention", replace(STATE_OF_LETTERS, head=(1, 0)))
+    test.button(key="head-ablate").click().run()
+    assert not test.exception
+    assert test.session_state[STATE].plan == (Edit("zero", "blocks.1.attn.hook_z", heads=(0,)),)
+    assert "with 1 intervention" in shown(test)
+
+
+def test_steering_joins_the_plan():
+    test = screen(
+        "steer",
+        replace(STATE_OF_LETTERS, steering=replace(STATE_OF_LETTERS.steering, strength=0.5)),
+    )
+    test.button(key="steer-add").click().run()
+    assert not test.exception
+    (edit,) = test.session_state[STATE].plan
+    assert (edit.op, edit.strength) == ("steer", 0.5)
+
+
+def test_the_default_model_is_replaced_by_the_built_in_one_where_it_is_missing():
+    test = AppTest.from_file(str(SCRIPT), default_timeout=30)
+    test.run()
+    assert not test.exception
+    assert test.session_state[STATE].model == "induction"
+    assert "is not on this machine" in shown(test)
