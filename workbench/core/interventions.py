@@ -57,7 +57,7 @@ class Intervention:
         Raises:
             UnknownNameError: If a name is no site of any architecture.
             EmptySelectionError: If a list of sites, positions, heads, rows or neurons is empty.
-            OptionError: If an index is negative.
+            OptionError: If an index is negative or named twice.
             NonFiniteError: If the strength is not finite.
         """
         if not isinstance(operator, Operator):
@@ -91,8 +91,8 @@ class Intervention:
         """Whether it is data throughout: no bare function."""
         return not isinstance(self.operator, operators.Function)
 
-    def on_rows(self, rows: Iterable[int]) -> "Intervention":
-        """The same change, on these rows of a batch only."""
+    def on_rows(self, rows: Iterable[int], *, optional: bool | None = None) -> "Intervention":
+        """The same change, on these rows of a batch only; `optional` as it is unless given."""
         return Intervention(
             self.sites,
             self.operator,
@@ -103,7 +103,7 @@ class Intervention:
             strength=self.strength,
             unit=self.unit,
             unit_size=self.unit_size,
-            optional=self.optional,
+            optional=self.optional if optional is None else optional,
             label=self.label,
         )
 
@@ -122,6 +122,8 @@ def _indices(name: str, values: Iterable[int] | None) -> Indices:
         raise EmptySelectionError(f"{name} is empty; leave it out to act on all of them.")
     if min(indices) < 0:
         raise OptionError(name, "indices from 0 up", list(indices))
+    if len(set(indices)) < len(indices):
+        raise OptionError(name, "indices that differ", list(indices))
     return indices
 
 

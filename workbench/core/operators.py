@@ -190,11 +190,7 @@ class Function(Operator):
 
     @override
     def __call__(self, value: Activation, site: Site, place: Place, strength: float) -> Activation:
-        before = value._version  # noqa: SLF001 - torch has no public name for it
-        new = self.function(value)
-        if value._version != before:  # noqa: SLF001
-            raise InPlaceEditError(site)
-        check_like(new, value, site)
+        new = pure(self.function, value, site)
         return new if strength == 1 else torch.lerp(value, new, strength)
 
     @override
@@ -245,9 +241,15 @@ def project_out(
     """Remove the span of `directions`, which are made orthonormal; 0 or `center` takes its place.
 
     Raises:
+        ShapeError: If `directions` are no vectors, or `center` is not one of their length.
         OptionError: If the directions span nothing.
         NonFiniteError: If one is not finite.
     """
+    if directions.ndim not in (1, 2):
+        raise ShapeError("ops.project_out", "(d) or (rank d)", str(tuple(directions.shape)))
+    if center is not None and center.shape != directions.shape[-1:]:
+        wanted = f"a center of shape {tuple(directions.shape[-1:])}"
+        raise ShapeError("ops.project_out", wanted, str(tuple(center.shape)))
     rows = _finite("ops.project_out", torch.atleast_2d(directions)).double()
     _, sizes, basis = torch.linalg.svd(rows, full_matrices=False)
     kept = sizes > 1e-6 * sizes.max()  # a direction nearly in the span of others is rounding noise
@@ -281,7 +283,7 @@ def operator_from(name: str, scalars: Scalars, tensors: Tensors) -> Operator:
             "mean": lambda: mean(tensors["operand"]),
             "add": lambda: add(tensors["operand"]),
             "scale": lambda: scale(scalars["factor"]),
-            "project_out": lambda: project_out(tensors["basis"], center=tensors["center"]),
+            "project_out": lambda: _stored_projection(tensors["basis"], tensors["center"]),
         }
     )
     if name not in makers:
@@ -290,6 +292,18 @@ def operator_from(name: str, scalars: Scalars, tensors: Tensors) -> Operator:
         return makers[name]()
     except KeyError as missing:
         raise FormatError(f"operator {name!r} lacks {missing}.") from None
+
+
+def _stored_projection(basis: Tensor, center: Tensor) -> ProjectOut:
+    """As it was saved, to the bit: an orthonormal basis made orthonormal again is another one."""
+    if basis.ndim != 2 or not 0 < len(basis) <= basis.shape[1] or center.shape != basis.shape[1:]:
+        got = f"{tuple(basis.shape)} and {tuple(center.shape)}"
+        raise ShapeError("project_out", "a basis (rank d) and a center (d)", got)
+    basis, center = _finite("project_out", basis), _finite("project_out", center)
+    gram = basis.double() @ basis.double().T
+    if float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max()) > 0.05:  # noqa: PLR2004
+        raise OptionError("project_out", "saved with an orthonormal basis", tuple(basis.shape))
+    return ProjectOut(basis, center)
 
 
 def aligned(operand: Tensor, value: Tensor, site: Site, place: Place) -> Tensor:
@@ -303,16 +317,31 @@ def aligned(operand: Tensor, value: Tensor, site: Site, place: Place) -> Tensor:
         raise ShapeError(str(site), f"at most {value.ndim} axes", str(operand.ndim))
     axis = _position_axis(site)
     operand = operand[(None,) * (value.ndim - operand.ndim)]
+    if operand.shape[0] not in (1, len(value)):
+        raise _misfit(operand, value, site)
     if axis is not None and operand.shape[axis] > 1:
         operand = _read_positions(operand, axis, site, place)
     if not _fits(operand, value):
-        axes = " ".join(site.axes)
-        raise ShapeError(
-            str(site),
-            f"a tensor that fits {tuple(value.shape)} ({axes})",
-            str(tuple(operand.shape)),
-        )
+        raise _misfit(operand, value, site)
+    if site.axes[-1] == "key" and operand.shape[-1] > 1 and not _keys_at(place, value.shape[-1]):
+        unpadded = "one number for all keys, or no pads on the left: keys are columns here"
+        raise ShapeError(str(site), unpadded, str(tuple(operand.shape)))
     return operand
+
+
+def pure(change: Callable[[Tensor], Tensor], value: Tensor, site: Site) -> Tensor:
+    """What a foreign function makes of an activation, if it keeps the promise of a tap.
+
+    Raises:
+        InPlaceEditError: If it wrote into the activation.
+        ShapeError: If it gave anything but a tensor like it.
+    """
+    before = value._version  # noqa: SLF001 - torch has no public name for it
+    new = change(value)
+    if value._version != before:  # noqa: SLF001
+        raise InPlaceEditError(site)
+    check_like(new, value, site)
+    return new
 
 
 def check_like(new: object, value: Tensor, site: Site) -> None:
@@ -347,11 +376,26 @@ def _read_positions(operand: Tensor, axis: int, site: Site, place: Place) -> Ten
     return torch.stack(list(picked))
 
 
+def _keys_at(place: Place, n_keys: int) -> bool:
+    """Whether key column i is position i in every row."""
+    queries = place.positions.shape[1]
+    columns = torch.arange(n_keys - queries, n_keys, device=place.positions.device)
+    same = place.positions == columns
+    return bool((same if place.real is None else same | ~place.real).all())
+
+
+def _misfit(operand: Tensor, value: Tensor, site: Site) -> ShapeError:
+    fitting = f"a tensor that fits {tuple(value.shape)} ({' '.join(site.axes)})"
+    return ShapeError(str(site), fitting, str(tuple(operand.shape)))
+
+
 def _fits(operand: Tensor, value: Tensor) -> bool:
     return all(mine in (1, theirs) for mine, theirs in zip(operand.shape, value.shape, strict=True))
 
 
 def _finite(where: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        raise ShapeError(where, "a tensor of floating point numbers", str(value.dtype))
     bad = int((~torch.isfinite(value)).sum())
     if bad:
         raise NonFiniteError(where, bad, value.numel())

@@ -35,7 +35,14 @@ class Place:
     @property
     def from_start(self) -> bool:
         """Whether column i of every row is position i."""
-        return self.real is None and self.low == 0
+        return self.real is None and self.low == 0 and self.high == self.positions.shape[1] - 1
+
+    def only(self, chosen: Mask) -> "Place":
+        """The same, where nothing but the `chosen` tokens count; others stand among them."""
+        low = int(self.positions[chosen].min())
+        positions = torch.where(chosen, self.positions, low)
+        ends = int(positions.max()), self.prompt_low, self.prompt_high
+        return Place(positions, chosen, self.prompt, low, *ends)
 
     def of(self, rows: Sequence[int]) -> "Place":
         """The same for some rows only, in their order."""

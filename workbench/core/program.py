@@ -159,8 +159,7 @@ class PlanTap(Tap):
         check_like(new, part, site)
         mask = _mask(one, tokens, site, part)
         changed = new if mask is None else torch.where(mask, new, part)
-        moved = torch.linalg.vector_norm((changed - part).detach()) ** 2
-        self._ledger.note(index, _count(tokens, place), moved)
+        self._ledger.note(index, _count(tokens, place), _moved(changed.detach(), part.detach()))
         if one.rows is None:
             return changed
         rows = torch.tensor(one.rows, device=value.device)
@@ -169,7 +168,9 @@ class PlanTap(Tap):
     def _where(self, index: int, one: Intervention) -> tuple[Place, Selection]:
         if index not in self._selected:
             place = self._place if one.rows is None else self._place.of(one.rows)
-            self._selected[index] = (place, _tokens(one, place))
+            tokens = _tokens(one, place)
+            place = place.only(tokens) if isinstance(tokens, Tensor) else place
+            self._selected[index] = (place, tokens)
         return self._selected[index]
 
 
@@ -190,9 +191,10 @@ def _mask(one: Intervention, tokens: Selection, site: Site, value: Tensor) -> Te
     if isinstance(tokens, Tensor):
         parts.append(_as_axes(tokens, site, value.ndim))
     if one.heads is not None:
-        parts.append(_along("head", one.heads, site, value))
+        parts.append(_along("head", one.heads, site, value, "heads"))
     if one.neurons is not None:
-        parts.append(_along(site.axes[-1], one.neurons, site, value))
+        width = next((axis for axis in site.axes if axis.startswith("d_")), "neuron")
+        parts.append(_along(width, one.neurons, site, value, "neurons"))
     if not parts:
         return None
     mask = parts[0]
@@ -208,15 +210,25 @@ def _as_axes(tokens: Mask, site: Site, ndim: int) -> Tensor:
     return tokens.reshape(shape)
 
 
-def _along(axis: str, indices: tuple[int, ...], site: Site, value: Tensor) -> Tensor:
+def _along(
+    axis: str, indices: tuple[int, ...], site: Site, value: Tensor, option: str
+) -> Tensor:
     if axis not in site.axes:
-        raise OptionError(f"{axis}s at {site}", f"left out: its axes are {site.axes}", indices)
+        axes = " ".join(site.axes)
+        raise OptionError(f"{option} at {site}", f"left out: its axes are {axes}", indices)
     where = site.axes.index(axis)
     if max(indices) >= value.shape[where]:
-        raise OptionError(f"{axis}s at {site}", f"below {value.shape[where]}", indices)
+        raise OptionError(f"{option} at {site}", f"below {value.shape[where]}", indices)
     mask = torch.zeros(value.shape[where], dtype=torch.bool, device=value.device)
     mask[list(indices)] = True
     return mask.reshape([-1 if i == where else 1 for i in range(value.ndim)])
+
+
+def _moved(changed: Tensor, value: Tensor) -> Tensor:
+    """The sum of the squared changes; a masked score that stays -inf has not changed."""
+    difference = torch.where(changed == value, 0, changed - value)
+    wide = torch.float64 if value.dtype == torch.float64 else torch.float32  # half overflows
+    return torch.linalg.vector_norm(difference, dtype=wide) ** 2
 
 
 def _count(tokens: Selection, place: Place) -> Tensor | int:
