@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import FileLock
-
 from workbench.core.errors import FormatError
 from workbench.core.store import read_text, write_json
 
@@ -67,6 +65,8 @@ def install(
     """
     if is_complete(folder, identity):
         return folder
+    from filelock import FileLock  # 10 ms, which most runs never need
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if is_complete(folder, identity):
