@@ -51,15 +51,26 @@ class TokenMetric:
         """
         answers = run[:, -1] if isinstance(run, Tensor) else run.answer_logits
         known = None if isinstance(run, Tensor) else run.vocabulary
-        if len(answers) != self.n_examples:
-            raise ShapeError(self.name, f"{self.n_examples} rows", f"{len(answers)}")
+        self.check_rows(len(answers))
         return self.read(self._columns(answers, known), torch.arange(len(answers)))
+
+    def check_rows(self, rows: int) -> None:
+        """Refuses a run that is not about the metric's examples.
+
+        Raises:
+            ShapeError: If the counts differ.
+        """
+        if rows != self.n_examples:
+            raise ShapeError(self.name, f"{self.n_examples} rows, one per example", str(rows))
 
     def on(self, model: Model) -> "TokenMetric":  # noqa: ARG002 - as a Metric has it
         """Itself."""
         return self
 
     def _columns(self, answers: Tensor, known: Tensor | None) -> Tensor:
+        if self.vocabulary is None and known is not None:
+            some = f"only {len(known)} columns"
+            raise ShapeError(self.name, "a run with the logits of the whole vocabulary", some)
         if self.vocabulary is None:
             return answers
         if known is None:

@@ -4,6 +4,7 @@ Notable: everything a run needs is made here and dropped at its end; the model i
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Literal, final
 
@@ -21,8 +22,9 @@ from workbench.core.errors import (
     OptionError,
 )
 from workbench.core.metrics import Metric, TokenMetric
+from workbench.core.operators import pure
 from workbench.core.plan import Interventions, as_plan
-from workbench.core.program import Ledger, Program, compile_plan
+from workbench.core.program import Ledger, compile_plan
 from workbench.core.protocols import Model
 from workbench.core.sites import Selector, Site, Sites, select
 from workbench.core.tap import UNTAPPED, Recorder, Tap, chain
@@ -50,13 +52,14 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     Costs one forward of as many blocks as are needed: all of them for logits, with `logits=False`
     those up to the last recorded one. `positions` ("last", or content positions, negative ones
     from each row's end) and `vocabulary` restrict what is unembedded. `tap` is any tap of
-    your own, called after the plan and before recording. `check` is called at every site and may
-    raise to cancel.
+    your own, called after the plan and before recording; it must not write into what it is given.
+    `check` is called at every site and may raise to cancel.
 
     Raises:
         PromptError: If a prompt is empty, too long, or has unknown ids.
         UnknownNameError: If a recorded site or one of the plan is not the model's.
         NeverActedError: If an intervention changed nothing because it was never reached.
+        InPlaceEditError: If a bare function or `tap` wrote into an activation.
         NonFiniteError: If the stream stops being finite; names the first site where it does.
         EmptySelectionError: If nothing is asked for.
     """
@@ -68,21 +71,23 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         raise EmptySelectionError("Nothing is asked for: record a site or leave out logits=False.")
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
     ledger, recorder = Ledger(program.plan), Recorder(wanted)
-    whole = chain(*_checks(check), program.tap(batch.place, ledger), tap, recorder)
+    own = tap if tap is UNTAPPED else Guarded(tap)
+    whole = chain(*_checks(check), program.tap(batch.place, ledger), own, recorder)
+    watched = chain(program.tap(batch.place, Ledger(program.plan)), own, FiniteWatch())
     columns, columns_of_vocabulary = _columns(positions, batch), _vocabulary(vocabulary, model)
     tapped_late = any(whole.wants(site) for site in _late(model))
     stop = None if logits or tapped_late else _stop(wanted)
     unembedded = None
     with torch.no_grad():
         resid = model.layers(model.embed(batch, whole), batch, whole, last=stop)
-        _check_finite(resid, model, batch, program)
-        if tapped_late:  # sites there have every position, whatever is asked of the logits
-            full = model.unembed(resid, whole, vocabulary=columns_of_vocabulary)
-            unembedded = pick(full, columns)
-        elif stop is None:
-            unembedded = model.unembed(
-                pick(resid, columns), whole, vocabulary=columns_of_vocabulary
-            )
+        if bad := not_finite(resid):
+            model.layers(model.embed(batch, watched), batch, watched)
+            raise NonFiniteError("the final residual stream", bad, resid.numel())
+        if stop is None:
+            unembedded = unembed_at(model, resid, whole, columns, columns_of_vocabulary)
+        if unembedded is not None and (bad := not_finite(unembedded)):
+            model.unembed(resid, watched)
+            raise NonFiniteError("the logits", bad, unembedded.numel())
     return Trace(
         model=model,
         batch=batch,
@@ -112,25 +117,34 @@ def gradients(
 
     Raises:
         UnknownNameError: If the model lacks one of `sites`.
+        ShapeError: If the prompts are not the metric's examples.
+        NonFiniteError: If the metric or a gradient is not finite.
     """
     batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
     wanted, reader = select(sites, model.sites), metric.on(model)
+    reader.check_rows(len(batch.tokens))
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
     ledger, leaves = Ledger(program.plan), Leaves(wanted)
     tap = chain(program.tap(batch.place, ledger), leaves)
     with torch.enable_grad():
         resid = model.layers(model.embed(batch, tap), batch, tap)
-        answers = pick(resid, batch.last[:, None])
         values = reader.read(
-            model.unembed(answers, tap, vocabulary=reader.vocabulary)[:, 0],
+            unembed_at(model, resid, tap, batch.last[:, None], reader.vocabulary)[:, 0],
             torch.arange(len(batch.tokens), device=resid.device),
         )
         nodes = leaves.found()
-        slopes = torch.autograd.grad(
-            values.sum(), list(nodes.values()), allow_unused=True, materialize_grads=True
-        )
+        slopes = _slopes(values, list(nodes.values()))
     program.finish(ledger, batch.prompt.tolist(), _ended(None))
+    for where, value in ((reader.name, values), *zip(nodes, slopes, strict=True)):
+        if bad := not_finite(value):
+            raise NonFiniteError(where, bad, value.numel())
     return dict(zip(nodes, slopes, strict=True))
+
+
+def _slopes(values: Tensor, nodes: list[Tensor]) -> tuple[Tensor, ...]:
+    if not values.requires_grad:  # the plan replaced all that depends on them
+        return tuple(map(torch.zeros_like, nodes))
+    return torch.autograd.grad(values.sum(), nodes, allow_unused=True, materialize_grads=True)
 
 
 @final
@@ -183,6 +197,22 @@ class Checked(Tap):
 
 
 @final
+class Guarded(Tap):
+    """A tap of the caller's own, held to its promise: a new tensor like the one it was given."""
+
+    def __init__(self, tap: Tap) -> None:
+        self._tap = tap
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        return pure(partial(self._tap, site), value, site)
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return self._tap.wants(site)
+
+
+@final
 class FiniteWatch(Tap):
     """Raises at the first site whose activation is not finite."""
 
@@ -196,6 +226,23 @@ class FiniteWatch(Tap):
     @override
     def wants(self, site: Site) -> bool:
         return False
+
+
+def unembed_at(
+    model: Model,
+    resid: Resid,
+    tap: Tap,
+    columns: Int[Tensor, "batch column"] | None,
+    vocabulary: Tensor | None = None,
+) -> Float[Tensor, "batch column word"]:
+    """Logits at some columns of the stream after the blocks; at all of them for None.
+
+    Nothing else is unembedded, unless the tap wants a site there: sites have all positions,
+    whatever is asked of the logits.
+    """
+    if any(tap.wants(site) for site in _late(model)):
+        return pick(model.unembed(resid, tap, vocabulary=vocabulary), columns)
+    return model.unembed(pick(resid, columns), tap, vocabulary=vocabulary)
 
 
 def pick(
@@ -261,12 +308,9 @@ def _in_order(recorder: Recorder, wanted: Sites) -> dict[Site, Tensor]:
     return {site: seen[site] for site in wanted}
 
 
-def _check_finite(resid: Resid, model: Model, batch: Batch, program: Program) -> None:
-    bad = 0
-    if not bool(torch.isfinite(resid.sum(dtype=torch.float32))):
-        bad = int((~torch.isfinite(resid)).sum())
-    if not bad:  # a sum of finite numbers may overflow
-        return
-    watch = chain(program.tap(batch.place, Ledger(program.plan)), FiniteWatch())
-    model.layers(model.embed(batch, watch), batch, watch)
-    raise NonFiniteError("the final residual stream", bad, resid.numel())
+def not_finite(value: Tensor) -> int:
+    """How many values are NaN or infinite; one pass over the tensor where none is."""
+    wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+    if bool(torch.isfinite(value.sum(dtype=wide))):
+        return 0
+    return int((~torch.isfinite(value)).sum())  # may be 0: a sum of finite numbers may overflow
