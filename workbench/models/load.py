@@ -18,7 +18,6 @@ from workbench.core.protocols import Vocabulary
 from workbench.models.checkpoint import read_folder, resolve
 from workbench.models.config import Config
 from workbench.models.family import FAMILIES, Family
-from workbench.models.tokenizer import Tokenizer, find_tokenizer
 from workbench.models.transformer import Stack, Transformer
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ def load(
     """
     if not isinstance(source, str | Path):
         return _from_memory(source, tokenizer, dtype, device)
+    from workbench.models.tokenizer import find_tokenizer  # takes 0.1 s: only when loading
+
     folder = resolve(str(source))
     checkpoint = read_folder(folder)
     vocabulary = find_tokenizer(folder) if tokenizer is None else as_vocabulary(tokenizer)
@@ -143,6 +144,8 @@ def as_vocabulary(tokenizer: object) -> Vocabulary:
     """A vocabulary from one, or from a tokenizer of Hugging Face."""
     if isinstance(tokenizer, Vocabulary):
         return tokenizer
+    from workbench.models.tokenizer import Tokenizer
+
     return Tokenizer.from_transformers(tokenizer)
 
 
