@@ -18,7 +18,7 @@ from workbench.core.errors import NonFiniteError, OptionError, PromptError
 from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.program import Ledger, Program, Receipt, compile_plan
 from workbench.core.protocols import Model, Vocabulary, new_cache
-from workbench.core.run import Check, Checked, pick
+from workbench.core.run import Check, Checked, not_finite, unembed_at
 from workbench.core.sampling import Sampler, generators
 from workbench.core.tap import Tap, chain
 from workbench.core.text_stream import TextStream
@@ -139,19 +139,22 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
     if "" in stops:
         raise OptionError("stop", "texts that are not empty", stops)
     batch = batch_of(model, prompt, padding_side="left")
-    room = model.sizes.n_ctx - int(batch.prompt.max())
-    if room < 1:
-        raise PromptError(f"The prompt fills the whole context of {model.sizes.n_ctx} tokens.")
+    rooms = (model.sizes.n_ctx - batch.prompt).tolist()
+    if min(rooms) < 1:
+        raise PromptError(
+            f"Prompt {rooms.index(min(rooms))} fills the whole context of {model.sizes.n_ctx} "
+            "tokens; nothing can be added. Shorten it."
+        )
     if stops and model.tokenizer is None:
         raise OptionError("stop", "left out: this model has no tokenizer", stops)
     sampler = Sampler(temperature, top_k, top_p)
     draws = generators(seed, len(batch.tokens), model.device)
-    limit = min(max_new_tokens, room)
-    capacity = batch.tokens.shape[1] + limit if use_cache else None
+    limits = [min(max_new_tokens, room) for room in rooms]
+    capacity = batch.tokens.shape[1] + max(limits) if use_cache else None
     writer = _Writer(model, batch, as_plan(plan), capacity, check)
-    ledgers = _Rows(model.tokenizer, batch, stops)
-    pieces = _pieces(writer, ledgers, sampler, draws, limit)
-    return pieces if stream else _collect(pieces, writer, ledgers, batch)
+    rows = _Rows(model.tokenizer, limits, stops)
+    pieces = _pieces(writer, rows, sampler, draws)
+    return pieces if stream else _collect(pieces, writer, rows, batch)
 
 
 def _pieces(
@@ -159,16 +162,15 @@ def _pieces(
     rows: "_Rows",
     sampler: Sampler,
     draws: Sequence[torch.Generator],
-    limit: int,
 ) -> Iterator[Piece]:
     logits = writer.prefill()
-    for step in range(limit):
+    while True:
         chosen = sampler.choose(logits, draws)
         said = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-        yield from rows.push(chosen.tolist(), said.tolist(), last=step == limit - 1)
-        if rows.finished or step == limit - 1:
+        yield from rows.push(chosen.tolist(), said.tolist())
+        if not any(rows.going):
             break
-        logits = writer.step(chosen)
+        logits = writer.step(chosen, rows.going)
     writer.finish()
 
 
@@ -196,8 +198,11 @@ def _content(batch: Batch, row: int) -> tuple[int, ...]:
 class _Rows:
     """What each row has said, and whether it has ended."""
 
-    def __init__(self, vocabulary: Vocabulary | None, batch: Batch, stops: tuple[str, ...]) -> None:
-        rows = range(len(batch.tokens))
+    def __init__(
+        self, vocabulary: Vocabulary | None, limits: Sequence[int], stops: tuple[str, ...]
+    ) -> None:
+        rows = range(len(limits))
+        self._limits = limits
         self._ends = frozenset(() if vocabulary is None else vocabulary.eos_ids)
         self._streams = [
             None if vocabulary is None else TextStream(vocabulary, stops) for _ in rows
@@ -207,17 +212,17 @@ class _Rows:
         self.ended = [""] * len(rows)
 
     @property
-    def finished(self) -> bool:
-        """Whether every row has ended."""
-        return all(self.ended)
+    def going(self) -> list[bool]:
+        """Which rows have not ended."""
+        return [not reason for reason in self.ended]
 
-    def push(self, chosen: list[int], said: list[float], *, last: bool) -> Iterator[Piece]:
+    def push(self, chosen: list[int], said: list[float]) -> Iterator[Piece]:
         """The pieces of one step; rows that have ended stay silent."""
         for row, (token, log_probability) in enumerate(zip(chosen, said, strict=True)):
             if not self.ended[row]:
-                yield self._piece(row, token, log_probability, last=last)
+                yield self._piece(row, token, log_probability)
 
-    def _piece(self, row: int, token: int, log_probability: float, *, last: bool) -> Piece:
+    def _piece(self, row: int, token: int, log_probability: float) -> Piece:
         self.tokens[row].append(token)
         self.said[row].append(log_probability)
         stream = self._streams[row]
@@ -226,7 +231,7 @@ class _Rows:
             text = stream.push(token)
         if token in self._ends or (stream is not None and stream.stopped):
             self.ended[row] = "stop"
-        elif last:
+        elif len(self.tokens[row]) == self._limits[row]:
             self.ended[row] = "length"
         if self.ended[row] and stream is not None:
             text += stream.flush()
@@ -247,23 +252,23 @@ class _Writer:
         self._checks: tuple[Tap, ...] = () if check is None else (Checked(check),)
         rows = len(batch.tokens)
         self._cache = None if capacity is None else new_cache(model, rows, capacity)
-        self._longest = int(batch.prompt.max())
 
     def prefill(self) -> Float[Tensor, "batch d_vocab"]:
         """Logits after the prompts."""
         return self._forward(self._batch)
 
-    def step(self, chosen: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_vocab"]:
-        """Logits after one more token in each row."""
-        self._longest += 1
+    def step(
+        self, chosen: Int[Tensor, " batch"], going: Sequence[bool]
+    ) -> Float[Tensor, "batch d_vocab"]:
+        """Logits after one more token in each row that is `going`; the others get a pad."""
         old = self._batch
+        new = torch.tensor(going, device=chosen.device)[:, None]
         if self._cache is not None:
             start = old.start + old.lengths
-            self._batch = Batch(chosen[:, None], None, start, old.prompt)
+            self._batch = Batch(chosen[:, None], None if all(going) else new, start, old.prompt)
             return self._forward(self._batch)
-        real = None
-        if old.real is not None:
-            real = torch.nn.functional.pad(old.real, (0, 1), value=True)
+        before = torch.ones_like(old.tokens, dtype=torch.bool) if old.real is None else old.real
+        real = None if old.real is None and all(going) else torch.cat([before, new], 1)
         tokens = torch.cat([old.tokens, chosen[:, None]], 1)
         self._batch = Batch(tokens, real, old.start, old.prompt)
         self._ledger = Ledger(self.program.plan)  # a full forward acts on every token anew
@@ -272,15 +277,15 @@ class _Writer:
     def finish(self) -> None:
         """Closes the account; raises if an intervention never acted."""
         ended = "its scope selects no token that the generation reached"
-        self.receipts = self.program.finish(self._ledger, [self._longest], ended)
+        lengths = (self._batch.start + self._batch.lengths).tolist()
+        self.receipts = self.program.finish(self._ledger, lengths, ended)
 
     def _forward(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
         tap = chain(*self._checks, self.program.tap(batch.place, self._ledger))
         with torch.no_grad():
             resid = self._model.embed(batch, tap)
             resid = self._model.layers(resid, batch, tap, cache=self._cache)
-            logits = self._model.unembed(pick(resid, batch.last[:, None]), tap)[:, 0]
-        if not bool(torch.isfinite(logits.sum())):
-            bad = int((~torch.isfinite(logits)).sum())
+            logits = unembed_at(self._model, resid, tap, batch.last[:, None])[:, 0]
+        if bad := not_finite(logits):
             raise NonFiniteError("the logits of a generated token", bad, logits.numel())
         return logits

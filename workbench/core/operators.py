@@ -295,13 +295,18 @@ def operator_from(name: str, scalars: Scalars, tensors: Tensors) -> Operator:
 
 
 def _stored_projection(basis: Tensor, center: Tensor) -> ProjectOut:
-    """As it was saved, to the bit: an orthonormal basis made orthonormal again is another one."""
+    """As it was saved, to the bit: an orthonormal basis made orthonormal again is another one.
+
+    Raises:
+        ShapeError: If it is no basis and center of one width.
+        OptionError: If the basis is not orthonormal.
+    """
     if basis.ndim != 2 or not 0 < len(basis) <= basis.shape[1] or center.shape != basis.shape[1:]:
         got = f"{tuple(basis.shape)} and {tuple(center.shape)}"
         raise ShapeError("project_out", "a basis (rank d) and a center (d)", got)
     basis, center = _finite("project_out", basis), _finite("project_out", center)
     gram = basis.double() @ basis.double().T
-    if float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max()) > 0.05:  # noqa: PLR2004
+    if float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max()) > 0.05:  # bfloat16
         raise OptionError("project_out", "saved with an orthonormal basis", tuple(basis.shape))
     return ProjectOut(basis, center)
 
@@ -317,12 +322,12 @@ def aligned(operand: Tensor, value: Tensor, site: Site, place: Place) -> Tensor:
         raise ShapeError(str(site), f"at most {value.ndim} axes", str(operand.ndim))
     axis = _position_axis(site)
     operand = operand[(None,) * (value.ndim - operand.ndim)]
-    if operand.shape[0] not in (1, len(value)):
-        raise _misfit(operand, value, site)
-    if axis is not None and operand.shape[axis] > 1:
+    rows_fit = operand.shape[0] in (1, len(value))
+    if rows_fit and axis is not None and operand.shape[axis] > 1:
         operand = _read_positions(operand, axis, site, place)
-    if not _fits(operand, value):
-        raise _misfit(operand, value, site)
+    if not rows_fit or not _fits(operand, value):
+        fitting = f"a tensor that fits {tuple(value.shape)} ({' '.join(site.axes)})"
+        raise ShapeError(str(site), fitting, str(tuple(operand.shape)))
     if site.axes[-1] == "key" and operand.shape[-1] > 1 and not _keys_at(place, value.shape[-1]):
         unpadded = "one number for all keys, or no pads on the left: keys are columns here"
         raise ShapeError(str(site), unpadded, str(tuple(operand.shape)))
@@ -382,11 +387,6 @@ def _keys_at(place: Place, n_keys: int) -> bool:
     columns = torch.arange(n_keys - queries, n_keys, device=place.positions.device)
     same = place.positions == columns
     return bool((same if place.real is None else same | ~place.real).all())
-
-
-def _misfit(operand: Tensor, value: Tensor, site: Site) -> ShapeError:
-    fitting = f"a tensor that fits {tuple(value.shape)} ({' '.join(site.axes)})"
-    return ShapeError(str(site), fitting, str(tuple(operand.shape)))
 
 
 def _fits(operand: Tensor, value: Tensor) -> bool:

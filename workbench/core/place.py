@@ -18,6 +18,7 @@ from workbench.core.axes import Positions, Real
 from workbench.core.errors import EmptySelectionError, FormatError, OptionError
 
 Mask = Bool[Tensor, "batch pos"]
+_FAR = 2**31  # beyond any context, and well within what a tensor of positions holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +165,7 @@ class At(Scope):
         """
         if not self.indices:
             raise EmptySelectionError("positions is empty; leave it out to act everywhere.")
+        _check_bounds(self.indices)
 
     @override
     def select(self, place: Place) -> bool | Mask:
@@ -195,6 +197,14 @@ class Window(Scope):
     stop: int | None
     kind: ClassVar[str] = "window"
 
+    def __post_init__(self) -> None:
+        """Refuses what is no position anywhere.
+
+        Raises:
+            OptionError: If a bound is far beyond any context.
+        """
+        _check_bounds([bound for bound in (self.start, self.stop) if bound is not None])
+
     @override
     def select(self, place: Place) -> bool | Mask:
         start, stop = self._bounds(place)
@@ -219,6 +229,13 @@ class Window(Scope):
 
 
 Selection = bool | Mask
+
+
+def _check_bounds(indices: Sequence[int]) -> None:
+    if any(abs(index) >= _FAR for index in indices):
+        raise OptionError("positions", f"indices between {-_FAR} and {_FAR}", list(indices))
+
+
 Where = None | int | str | slice | Sequence[int] | Scope
 _NAMED: Mapping[str, Scope] = {
     "all": Everywhere(),
@@ -265,9 +282,13 @@ def scope_from_json(data: object) -> Scope:
     match data:
         case {"kind": "positions", "indices": [*indices]} if all(type(i) is int for i in indices):
             return At(tuple(indices))
-        case {"kind": "window", "start": int() | None as start, "stop": int() | None as stop}:
+        case {"kind": "window", "start": start, "stop": stop} if _bounds(start, stop):
             return Window(start, stop)
         case {"kind": str() as kind} if kind in _NAMED:
             return _NAMED[kind]
         case _:
             raise FormatError(f"No scope is written as {data!r}; one of {', '.join(_NAMED)}, …")
+
+
+def _bounds(*values: object) -> bool:
+    return all(value is None or type(value) is int for value in values)

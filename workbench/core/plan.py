@@ -5,16 +5,18 @@ plan runs in a notebook, on the command line and in the browser.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workbench.core.errors import FormatError, OptionError
+from workbench.core.errors import FormatError, OptionError, WorkbenchError
 from workbench.core.interventions import Intervention
 from workbench.core.operators import operator_from
 from workbench.core.place import scope_from_json
@@ -72,7 +74,7 @@ class Plan:
         file = path / "plan.json" if path.is_dir() else path
         try:
             data = json.loads(read_text(file))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number too long to read
             raise FormatError(f"{file} is not JSON: {error}.") from None
         return from_data(data, _read_tensors(file.with_name("plan.safetensors")))
 
@@ -153,9 +155,55 @@ _KEYS = sorted(
 )
 
 
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # NaN and infinity are not, nor 10**400
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _is_indices(value: object) -> bool:
+    return value is None or (isinstance(value, list) and all(type(one) is int for one in value))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+# What each entry must be; `scope_from_json` sees to the positions. Nothing is converted: "false"
+# is no truth value and 1.5 no head.
+_FITS: Mapping[str, Callable[[object], bool]] = MappingProxyType(
+    {
+        "sites": _is_texts,
+        "operator": _is_text,
+        "scalars": _is_numbers,
+        "tensors": _is_texts,
+        "heads": _is_indices,
+        "rows": _is_indices,
+        "neurons": _is_indices,
+        "strength": _is_number,
+        "unit": _is_text,
+        "unit_size": _is_number,
+        "optional": lambda value: isinstance(value, bool),
+        "label": _is_text,
+    }
+)
+
+
 def _intervention(index: int, item: Any, tensors: Mapping[str, Tensor]) -> Intervention:
     if not isinstance(item, dict) or sorted(map(str, item)) != _KEYS:
         raise FormatError(f"plan[{index}] must have exactly the keys {', '.join(_KEYS)}.")
+    wrong = [key for key, fits in _FITS.items() if not fits(item[key])]
+    if wrong:
+        shown = ", ".join(f"{key} = {item[key]!r:.60}" for key in wrong)
+        raise FormatError(f"plan[{index}] is malformed: {shown}.")
     operands = _operands(index, item["tensors"], tensors)
     try:
         return Intervention(
@@ -168,11 +216,11 @@ def _intervention(index: int, item: Any, tensors: Mapping[str, Tensor]) -> Inter
             strength=item["strength"],
             unit=item["unit"],
             unit_size=item["unit_size"],
-            optional=bool(item["optional"]),
-            label=str(item["label"]),
+            optional=item["optional"],
+            label=item["label"],
         )
-    except (TypeError, AttributeError) as error:
-        raise FormatError(f"plan[{index}] is malformed: {error}.") from None
+    except WorkbenchError as error:
+        raise FormatError(f"plan[{index}] cannot be used: {error}") from None
 
 
 def _operands(index: int, names: Iterable[str], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -187,5 +235,5 @@ def _read_tensors(file: Path) -> Mapping[str, Tensor]:
         return {}
     try:
         return load_file(file)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise FormatError(f"{file} cannot be read: {error}. Save the plan again.") from None

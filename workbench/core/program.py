@@ -210,9 +210,7 @@ def _as_axes(tokens: Mask, site: Site, ndim: int) -> Tensor:
     return tokens.reshape(shape)
 
 
-def _along(
-    axis: str, indices: tuple[int, ...], site: Site, value: Tensor, option: str
-) -> Tensor:
+def _along(axis: str, indices: tuple[int, ...], site: Site, value: Tensor, option: str) -> Tensor:
     if axis not in site.axes:
         axes = " ".join(site.axes)
         raise OptionError(f"{option} at {site}", f"left out: its axes are {axes}", indices)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from workbench.core.errors import OptionError
 
+_LARGEST_SEED = 2**63 - 1
+
 
 @final
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Sampler:
         """The next token of each row."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        kept = self._truncate(logits.float() / self.temperature).softmax(-1)
+        below = logits.double() - logits.amax(-1, keepdim=True)  # 0 at most: nothing overflows
+        kept = self._truncate((below / self.temperature).float()).softmax(-1)
         chosen = [
             torch.multinomial(row, 1, generator=g) for row, g in zip(kept, draws, strict=True)
         ]
@@ -55,8 +58,8 @@ class Sampler:
     def _truncate(self, logits: Tensor) -> Tensor:
         out = float("-inf")
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, out)
+            top = logits.topk(self.top_k)  # k of them, also where some are equal
+            logits = torch.full_like(logits, out).scatter(1, top.indices, top.values)
         if self.top_p is not None and self.top_p < 1:
             ordered, order = logits.sort(descending=True)
             mass = ordered.softmax(-1)
@@ -70,9 +73,11 @@ def generators(seed: int | Sequence[int], rows: int, device: torch.device) -> li
     """One generator per row: row i of an integer seed gets seed + i; a sequence names each.
 
     Raises:
-        OptionError: If a sequence of seeds is not one per row.
+        OptionError: If a sequence of seeds is not one per row, or a seed is out of range.
     """
     seeds = [seed + row for row in range(rows)] if isinstance(seed, int) else list(seed)
     if len(seeds) != rows:
         raise OptionError("seed", f"an integer or {rows} integers, one per row", seeds)
+    if any(not 0 <= one <= _LARGEST_SEED for one in seeds):
+        raise OptionError("seed", f"within 0…{_LARGEST_SEED}", seeds)
     return [torch.Generator(device).manual_seed(int(one)) for one in seeds]

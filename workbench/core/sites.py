@@ -14,7 +14,7 @@ from typing_extensions import override
 from workbench.core.axes import AXES
 from workbench.core.errors import EmptySelectionError, UnknownNameError
 
-_LAYER = re.compile(r"\.(\d+)\.")
+_LAYER = re.compile(r"\.([0-9]{1,6})\.")
 
 
 @dataclass(frozen=True, slots=True)

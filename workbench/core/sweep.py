@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.core.data import Batch, Prompt, batch_of
-from workbench.core.errors import EmptySelectionError
+from workbench.core.errors import EmptySelectionError, NonFiniteError
 from workbench.core.interventions import Intervention
 from workbench.core.metrics import Metric, TokenMetric
 from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.program import Ledger, Program, compile_plan
 from workbench.core.protocols import Model
-from workbench.core.run import pick
+from workbench.core.run import not_finite, unembed_at
 
 Progress = Callable[[int, int], None]
 
@@ -59,9 +59,12 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how large a 
     Raises:
         EmptySelectionError: If there are no cells.
         NeverActedError: If a cell changes nothing.
+        ShapeError: If the prompts are not the metric's examples.
+        NonFiniteError: If the metric of a cell is not finite.
     """
     base = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
     reader, fixed = metric.on(model), as_plan(plan)
+    reader.check_rows(len(base.tokens))
     plans = [as_plan([cell] if isinstance(cell, Intervention) else cell) for cell in cells]
     if not plans:
         raise EmptySelectionError("A sweep needs at least one cell.")
@@ -124,13 +127,22 @@ def _together(plans: list[Plan], fixed: Plan, rows: int) -> Plan:
     What of the fixed plan acts before the block a group starts from has acted in the base run.
     """
     cells = range(len(plans))
-    kept = [one.on_rows(_rows(one, cells, rows), optional=True) for one in fixed]
+    kept = [
+        one.on_rows(_rows(one, part, rows), optional=True)
+        for one in fixed
+        for part in ([cells] if _same_for_all_rows(one) else [range(c, c + 1) for c in cells])
+    ]
     changed = [
         one.on_rows(_rows(one, range(cell, cell + 1), rows))
         for cell, plan in enumerate(plans)
         for one in plan
     ]
     return Plan((*kept, *changed))
+
+
+def _same_for_all_rows(one: Intervention) -> bool:
+    """Whether it is one vector for every row, so that many cells may share one operation."""
+    return one.replayable and all(tensor.ndim == 1 for tensor in one.operator.tensors().values())
 
 
 def _rows(one: Intervention, cells: range, rows: int) -> list[int]:
@@ -171,6 +183,8 @@ def _read(  # noqa: PLR0913 - see _batch
 ) -> Float[Tensor, "cell example"]:
     tap = program.tap(batch.place, ledger)
     examples = torch.arange(len(batch.tokens) // cells).repeat(cells)
-    answers = pick(resid, batch.last[:, None])
-    logits = model.unembed(answers, tap, vocabulary=reader.vocabulary)[:, 0]
-    return reader.read(logits, examples).reshape(cells, -1)
+    logits = unembed_at(model, resid, tap, batch.last[:, None], reader.vocabulary)[:, 0]
+    values = reader.read(logits, examples)
+    if bad := not_finite(values):
+        raise NonFiniteError(f"{reader.name} of {cells} cells", bad, values.numel())
+    return values.reshape(cells, -1)
