@@ -24,11 +24,10 @@ class Basis:
     rotation: Float[Tensor, "d k"]
 
     def raw(
-        self, weight: Float[Tensor, "k problem column"], bias: Float[Tensor, "problem column"]
+        self, weight: Float[Tensor, "problem column k"], bias: Float[Tensor, "problem column"]
     ) -> tuple[Float[Tensor, "problem column d"], Float[Tensor, "problem column"]]:
         """Weights and biases that act on the rows as they were: w / spread, b - w·mean."""
-        standard = torch.einsum("dk,kpc->pcd", self.rotation, weight)
-        weight = standard / self.spread
+        weight = weight @ self.rotation.T / self.spread
         return weight, bias - weight @ self.mean
 
 

@@ -5,7 +5,7 @@ chosen on inner folds, and `best.accuracy` is that of the whole procedure, choic
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import final
 
@@ -50,7 +50,7 @@ class Best:
     shuffled: float  # 95th percentile, at this site
     bag_of_words: float
     n: int
-    direction: Direction | None
+    direction: Direction | None = field(repr=False)
 
 
 @final

@@ -39,8 +39,8 @@ class Problems:
 
     z: Float[Tensor, "row d"]
     scale: Float[Tensor, " d"]
-    y: Int[Tensor, "row problem"]
-    counted: Float[Tensor, "row problem"]
+    y: Int[Tensor, "problem row"]
+    counted: Float[Tensor, "problem row"]
     penalty: Float[Tensor, " problem"]
     n_classes: int
 
@@ -54,8 +54,8 @@ class Problems:
         return Problems(
             self.z,
             self.scale,
-            self.y[:, kept],
-            self.counted[:, kept],
+            self.y[kept],
+            self.counted[kept],
             self.penalty[kept],
             self.n_classes,
         )
@@ -66,9 +66,9 @@ class Problems:
 class Solutions:
     """Weights and what certifies them: f(w, b) - min f is at most `gap`."""
 
-    weight: Float[Tensor, "d problem column"]
+    weight: Float[Tensor, "problem column d"]
     bias: Float[Tensor, "problem column"]
-    margins: Float[Tensor, "row problem column"]  # of all rows, held-out ones too
+    margins: Float[Tensor, "problem column row"]  # of all rows, held-out ones too
     value: Float[Tensor, " problem"]
     gap: Float[Tensor, " problem"]
     slope: Float[Tensor, " problem"]  # the largest |∂f/∂w|
@@ -78,13 +78,13 @@ class Solutions:
 @final
 @dataclass(frozen=True, eq=False)
 class _State:
-    """Where the problems stand; `theta` holds weights and, as its last row, the bias."""
+    """Where the problems stand; `theta` holds weights and, as its last coordinate, the bias."""
 
     problems: Problems
-    theta: Float[Tensor, "coordinate problem column"]
-    margins: Float[Tensor, "row problem column"]
+    theta: Float[Tensor, "problem column coordinate"]
+    margins: Float[Tensor, "problem column row"]
     value: Float[Tensor, " problem"]
-    gradient: Float[Tensor, "coordinate problem column"]
+    gradient: Float[Tensor, "problem column coordinate"]
     curvature: Float[Tensor, " problem"]  # mean p(1 - p) of the counted rows
     allowed: Float[Tensor, " problem"]  # the largest slope that counts as none
     history: tuple[tuple[Tensor, Tensor, Tensor], ...]  # steps, gradient changes, 1 / their product
@@ -93,15 +93,13 @@ class _State:
         """Some of the problems."""
         return _State(
             self.problems.only(kept),
-            self.theta[:, kept],
-            self.margins[:, kept],
+            self.theta[kept],
+            self.margins[kept],
             self.value[kept],
-            self.gradient[:, kept],
+            self.gradient[kept],
             self.curvature[kept],
             self.allowed[kept],
-            tuple(
-                (step[:, kept], change[:, kept], rho[kept]) for step, change, rho in self.history
-            ),
+            tuple((step[kept], change[kept], rho[kept]) for step, change, rho in self.history),
         )
 
 
@@ -121,7 +119,7 @@ def solve(problems: Problems, *, tolerance: float = 1e-8, max_steps: int = MAX_S
     steps = 0
     while True:
         done = _finished(state, tolerance)
-        theta[:, left[done]], margins[:, left[done]] = state.theta[:, done], state.margins[:, done]
+        theta[left[done]], margins[left[done]] = state.theta[done], state.margins[done]
         left = left[~done]
         if not len(left):
             return _certified(problems, theta, margins, allowed, tolerance, steps)
@@ -131,18 +129,18 @@ def solve(problems: Problems, *, tolerance: float = 1e-8, max_steps: int = MAX_S
 
 
 def margin_loss(
-    margins: Float[Tensor, "row problem column"], y: Int[Tensor, "row problem"]
-) -> Float[Tensor, "row problem"]:
+    margins: Float[Tensor, "problem column row"], y: Int[Tensor, "problem row"]
+) -> Float[Tensor, "problem row"]:
     """-log p(y), in nats."""
-    if margins.shape[-1] == 1:
-        return -logsigmoid(margins[..., 0] * (2 * y - 1))
-    return margins.logsumexp(-1) - margins.gather(-1, y[..., None])[..., 0]
+    if margins.shape[1] == 1:
+        return -logsigmoid(margins[:, 0] * (2 * y - 1))
+    return margins.logsumexp(1) - margins.gather(1, y[:, None])[:, 0]
 
 
 def _start(problems: Problems, tolerance: float) -> _State:
-    rows, count = problems.y.shape
-    theta = problems.z.new_zeros(problems.z.shape[1] + 1, count, problems.n_columns)
-    margins = problems.z.new_zeros(rows, count, problems.n_columns)
+    count, rows = problems.y.shape
+    theta = problems.z.new_zeros(count, problems.n_columns, problems.z.shape[1] + 1)
+    margins = problems.z.new_zeros(count, problems.n_columns, rows)
     state = _state(problems, theta, margins, problems.z.new_zeros(count), ())
     # The gap is quadratic in the slope, hence the root; 1e-8 allows a slope of 1e-6.
     allowed = 0.01 * tolerance**0.5 * _largest(state.gradient).clamp(min=1)
@@ -157,14 +155,14 @@ def _state(
     history: tuple[tuple[Tensor, Tensor, Tensor], ...],
 ) -> _State:
     p, residual = _residual(problems, margins)
-    curvature = torch.einsum("npc,np->p", p * (1 - p), problems.counted) / p.shape[-1]
+    curvature = torch.einsum("pcn,pn->p", p * (1 - p), problems.counted) / p.shape[1]
     return _State(
         problems,
         theta,
         margins,
         _value(problems, theta, margins),
         _gradient(problems, theta, residual),
-        curvature / problems.counted.sum(0),
+        curvature / problems.counted.sum(1),
         allowed,
         history,
     )
@@ -173,29 +171,30 @@ def _state(
 def _residual(problems: Problems, margins: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities, and how far they are from the labels where rows are counted."""
     if problems.n_columns == 1:
-        p, truth = margins.sigmoid(), problems.y[..., None]
+        p, truth = margins.sigmoid(), problems.y[:, None]
     else:
-        p, truth = margins.softmax(-1), one_hot(problems.y, problems.n_classes)
-    return p, (p - truth) * problems.counted[..., None]
+        p, truth = margins.softmax(1), one_hot(problems.y, problems.n_classes).transpose(1, 2)
+    return p, (p - truth) * problems.counted[:, None]
 
 
 def _value(problems: Problems, theta: Tensor, margins: Tensor) -> Float[Tensor, " problem"]:
-    loss = (margin_loss(margins, problems.y) * problems.counted).sum(0)
-    return loss + problems.penalty * theta[:-1].square().sum((0, 2)) / 2
+    loss = (margin_loss(margins, problems.y) * problems.counted).sum(1)
+    return loss + problems.penalty * theta[..., :-1].square().sum((1, 2)) / 2
 
 
 def _gradient(problems: Problems, theta: Tensor, residual: Tensor) -> Tensor:
-    weights = (problems.z.T @ residual.flatten(1)).reshape(theta[:-1].shape)
-    weights = weights + problems.penalty[:, None] * theta[:-1]
-    return torch.cat([weights, residual.sum(0)[None]])
+    weights = (residual.flatten(0, 1) @ problems.z).reshape(theta[..., :-1].shape)
+    weights = weights + problems.penalty[:, None, None] * theta[..., :-1]
+    return torch.cat([weights, residual.sum(-1, keepdim=True)], dim=-1)
 
 
 def _advance(state: _State) -> _State:
     """One step of L-BFGS, halved until it descends."""
     problems = state.problems
-    move = -_newton(state)  # coordinate problem column
+    move = -_newton(state)  # problem column coordinate
     slope = _dot(move, state.gradient)
-    along = (problems.z @ move[:-1].flatten(1)).reshape(state.margins.shape) + move[-1]
+    along = (move[..., :-1].flatten(0, 1) @ problems.z.T).reshape(state.margins.shape)
+    along = along + move[..., -1:]
     theta, margins = _descended(state, move, along, slope)
     found = _state(problems, theta, margins, state.allowed, ())
     step, change = theta - state.theta, found.gradient - state.gradient
@@ -216,24 +215,25 @@ def _descended(state: _State, move: Tensor, along: Tensor, slope: Tensor) -> tup
         if not bool(too_far.any()):
             break
         size = torch.where(too_far, size / 2, size)
-        theta, margins = state.theta + size[:, None] * move, state.margins + size[:, None] * along
+        far = size[:, None, None]
+        theta, margins = state.theta + far * move, state.margins + far * along
     return theta, margins
 
 
 def _newton(state: _State) -> Tensor:
     """The inverse Hessian times the gradient, as L-BFGS knows it (two loops over its history)."""
     problems = state.problems
-    share = problems.counted.mean(0) * state.curvature
-    hessian = problems.scale[:, None] * share + problems.penalty
-    bias = problems.counted.sum(0) * state.curvature
-    metric = (1 / torch.cat([hessian, bias[None]]))[..., None]
+    share = problems.counted.mean(1) * state.curvature
+    hessian = share[:, None] * problems.scale + problems.penalty[:, None]  # problem coordinate
+    bias = problems.counted.sum(1) * state.curvature
+    metric = 1 / torch.cat([hessian, bias[:, None]], dim=1)[:, None]
     left, used = state.gradient, list[Tensor]()
     for step, change, rho in reversed(state.history):
         used.append(rho * _dot(step, left))
-        left = left - used[-1][:, None] * change
+        left = left - used[-1][:, None, None] * change
     found = metric * left
     for (step, change, rho), alpha in zip(state.history, reversed(used), strict=True):
-        found = found + (alpha - rho * _dot(change, found))[:, None] * step
+        found = found + (alpha - rho * _dot(change, found))[:, None, None] * step
     return found
 
 
@@ -253,37 +253,38 @@ def _certified(
 ) -> Solutions:
     """The solutions with the bias at its own minimum, where the gap is exact."""
     shift = _profiled(problems, margins)
-    theta = torch.cat([theta[:-1], (theta[-1] + shift)[None]])
+    theta = torch.cat([theta[..., :-1], theta[..., -1:] + shift], dim=-1)
     state = _state(problems, theta, margins + shift, allowed, ())
     gap = _gap(state.gradient, problems.penalty)
     bad = (gap > tolerance * (1 + state.value.abs())) | (_largest(state.gradient) > state.allowed)
     if bool(bad.any()):
         _refuse(state.only(bad), steps)
-    slope = _largest(state.gradient[:-1])
-    return Solutions(theta[:-1], theta[-1], state.margins, state.value, gap, slope, steps)
+    slope = _largest(state.gradient[..., :-1])
+    return Solutions(theta[..., :-1], theta[..., -1], state.margins, state.value, gap, slope, steps)
 
 
-def _profiled(problems: Problems, margins: Tensor) -> Float[Tensor, "problem column"]:
+def _profiled(problems: Problems, margins: Tensor) -> Float[Tensor, "problem column 1"]:
     """What to add to each bias so that the loss is flat along it."""
-    shift = torch.zeros_like(margins[0])
-    flat = _rounding(problems) * problems.counted.sum(0)
+    shift = torch.zeros_like(margins[..., :1])
+    flat = _rounding(problems) * problems.counted.sum(1)
     for _ in range(BIAS_STEPS):
         p, residual = _residual(problems, margins + shift)
-        slope = residual.sum(0)
+        slope = residual.sum(-1)  # problem column
         if bool((slope.abs().amax(1) <= flat).all()):
             break
-        counted = p * problems.counted[..., None]
+        counted = p * problems.counted[:, None]
         if problems.n_columns == 1:
-            shift = shift - slope / (counted * (1 - p)).sum(0)
+            step = slope / (counted * (1 - p)).sum(-1)
         else:  # softmax ignores a common shift: the constant makes the matrix regular
-            outer = torch.einsum("npc,npk->pck", counted, p)
-            hessian = torch.diag_embed(counted.sum(0)) - outer + 1
-            shift = shift - torch.linalg.solve(hessian, slope)
+            outer = torch.einsum("pcn,pkn->pck", counted, p)
+            hessian = torch.diag_embed(counted.sum(-1)) - outer + 1
+            step = torch.linalg.solve(hessian, slope)
+        shift = shift - step[..., None]
     return shift
 
 
 def _gap(gradient: Tensor, penalty: Tensor) -> Float[Tensor, " problem"]:
-    return gradient[:-1].square().sum((0, 2)) / (2 * penalty)
+    return gradient[..., :-1].square().sum((1, 2)) / (2 * penalty)
 
 
 def _rounding(problems: Problems) -> float:
@@ -291,11 +292,11 @@ def _rounding(problems: Problems) -> float:
 
 
 def _dot(one: Tensor, other: Tensor) -> Float[Tensor, " problem"]:
-    return torch.einsum("kpc,kpc->p", one, other)
+    return (one * other).sum((1, 2))
 
 
 def _largest(gradient: Tensor) -> Float[Tensor, " problem"]:
-    return gradient.abs().amax((0, 2))
+    return gradient.abs().amax((1, 2))
 
 
 def _refuse(state: _State, steps: int) -> NoReturn:

@@ -50,8 +50,8 @@ class Logistic(ProbeMethod):
         loss, accuracy = self._held_out(own, columns[0], groups, n_classes)
         best = int(loss.argmin())
         penalty = torch.full((len(columns),), self.penalties[best] * len(x), dtype=torch.double)
-        everything = torch.ones_like(columns.T, dtype=torch.double)
-        problems = Problems(own.z, own.scale, columns.T, everything, penalty, n_classes)
+        everything = torch.ones_like(columns, dtype=torch.double)
+        problems = Problems(own.z, own.scale, columns, everything, penalty, n_classes)
         found = solve(problems, tolerance=self.tolerance)
         weight, bias = own.raw(found.weight, found.bias)
         checks = [self._checks(found, column, best) for column in range(len(columns))]
@@ -64,15 +64,14 @@ class Logistic(ProbeMethod):
         """Mean loss and accuracy of each penalty on the inner folds, all fitted as one batch."""
         n_folds = min(self.inner_folds, most_folds(y, groups))
         fold = folds(y, groups, n_folds)
-        held_out = (fold[:, None] == torch.arange(n_folds)).double()
-        counted = (1 - held_out).repeat(1, len(self.penalties))  # row (penalty fold)
+        counted = (fold != torch.arange(n_folds)[:, None]).double()
+        counted = counted.repeat(len(self.penalties), 1)  # (penalty fold) row
         per_row = torch.tensor(self.penalties, dtype=torch.double).repeat_interleave(n_folds)
-        labels = y[:, None].expand(-1, counted.shape[1])
-        penalty = per_row * counted.sum(0)
+        labels, penalty = y.expand(len(counted), -1), per_row * counted.sum(1)
         problems = Problems(own.z, own.scale, labels, counted, penalty, n_classes)
         margins = solve(problems, tolerance=INNER_TOLERANCE).margins
         loss = margin_loss(margins, labels) * (1 - counted)
-        right = (scores(margins).argmax(-1) == labels) * (1 - counted)
+        right = (scores(margins.transpose(1, 2)).argmax(-1) == labels) * (1 - counted)
         shape = (len(self.penalties), n_folds)
         return _mean(loss, shape), _mean(right, shape)
 
@@ -87,9 +86,9 @@ class Logistic(ProbeMethod):
         )
 
 
-def _mean(values: Float[Tensor, "row problem"], shape: tuple[int, int]) -> Tensor:
+def _mean(values: Float[Tensor, "problem row"], shape: tuple[int, int]) -> Tensor:
     """Over all rows, each counted in the one fold that holds it out."""
-    return values.sum(0).reshape(shape).sum(1) / len(values)
+    return values.sum(1).reshape(shape).sum(1) / values.shape[1]
 
 
 METHOD = Logistic()
