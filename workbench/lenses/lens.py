@@ -90,7 +90,7 @@ class LensMethod(ABC):
         sites: Selector = "blocks.*.hook_resid_post",
         plan: Interventions = (),
         top_k: int = 5,
-        watch: Sequence[str] | Sequence[int] = (),
+        watch: str | Sequence[str] | Sequence[int] = (),
         check: Cancel | None = None,
     ) -> LensReading:
         """Reads one prompt at every site and position.
@@ -98,14 +98,18 @@ class LensMethod(ABC):
         Costs one forward and one unembedding per site.
 
         Raises:
-            OptionError: If there are several prompts, or a site is not the residual stream's.
+            OptionError: If there are several prompts, a site is not the residual stream's, or
+                `top_k` is below 1.
             TokenError: If a watched text is not one token.
         """
         batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
         if len(batch.tokens) != 1:
             raise OptionError("prompt", "a single one", f"{len(batch.tokens)} prompts")
         wanted = _streams(select(sites, model.sites))
-        tokens = tuple(token for one in watch for token in answer_ids(model, one, 1))
+        if top_k < 1:
+            raise OptionError("top_k", "1 or more", top_k)
+        texts = (watch,) if isinstance(watch, str) else watch
+        tokens = tuple(token for one in texts for token in answer_ids(model, one, 1))
         trace = run(model, batch, plan=plan, record=wanted, check=check)
         said = trace.logits[0].float().log_softmax(-1)
         k = min(top_k, said.shape[-1])

@@ -1,5 +1,6 @@
 """Reading a Hugging Face config strictly: a key nobody understands is an error, not a guess."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,14 +21,14 @@ IGNORED = frozenset(
     "decoder_start_token_id initializer_range id2label label2id problem_type finetuning_task "
     "task_specific_params output_attentions output_hidden_states return_dict auto_map "
     "transformers.js_config gradient_checkpointing _attn_implementation attn_implementation "
-    "is_llama_config rope_interleaved".split()
+    "is_llama_config is_decoder".split()
 )
 # Keys that would change the forward if they were not at this value.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "chunk_size_feed_forward": 0,
         "is_encoder_decoder": False,
-        "is_decoder": True,
+        "rope_interleaved": False,
         "add_cross_attention": False,
         "tie_encoder_decoder": False,
         "cross_attention_hidden_size": None,
@@ -70,6 +71,8 @@ class Config:
         value = self.values.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise OptionError(f"{self.family}: config key {name!r}", "a number", value)
+        if not abs(value) <= sys.float_info.max:  # NaN too
+            raise OptionError(f"{self.family}: config key {name!r}", "a finite number", value)
         return float(value)
 
     def flag(self, name: str, *, default: bool) -> bool:

@@ -7,8 +7,10 @@ table, so nothing is guessed: what is missing, left over or misshapen is listed 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from workbench.core.errors import WeightsError
 from workbench.core.registry import discover
 from workbench.models.config import Config
 from workbench.models.transformer import Stack
@@ -51,6 +53,24 @@ def renamed(
         for name, tensor in weights.items()
         if not name.endswith(ignored)
     }
+
+
+def tie(found: dict[str, Tensor], stack: Stack) -> dict[str, Tensor]:
+    """The weights with the embedding as unembedding, where the config says that they are one.
+
+    Raises:
+        WeightsError: If the checkpoint holds another matrix there.
+    """
+    if not stack.tied or "embed.tokens" not in found:
+        return found
+    embed, own = found["embed.tokens"], found.get("unembed.weight")
+    shared = own is None or (own.data_ptr() == embed.data_ptr() and own.shape == embed.shape)
+    if not shared and own is not None and not torch.equal(own, embed):
+        raise WeightsError(
+            "The config says tie_word_embeddings = true, and the weights hold an unembedding that "
+            "is not the embedding. Set it to false, or leave that weight out."
+        )
+    return {**found, "unembed.weight": embed}
 
 
 FAMILIES = discover("workbench.models.families", "FAMILY", Family)

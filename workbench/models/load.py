@@ -53,7 +53,7 @@ def load(
     return assemble(
         checkpoint.config,
         checkpoint.weights,
-        name=Path(source).name if Path(source).exists() else str(source),
+        name=Path(source).resolve().name if Path(source).exists() else str(source),
         tokenizer=vocabulary,
         dtype=dtype,
         device=device,

@@ -69,9 +69,11 @@ class Stack(nn.Module):
         unembed: Unembedding,
         rotary: Rotary | None,
         causal: bool = True,
+        tied: bool = False,
     ) -> None:
         super().__init__()
         self.sizes, self.rotary, self.causal = sizes, rotary, causal
+        self.tied = tied  # whether the unembedding is the embedding's own matrix
         self.embed, self.ln_final, self.unembed = embed, ln_final, unembed
         self.blocks = nn.ModuleList(blocks)
         inner = (site for block in blocks for site in block.sites)

@@ -54,10 +54,13 @@ class SteeringMethod(ABC):
         Raises:
             UnknownNameError: If the model has no such site.
             EmptySelectionError: If a side has fewer than two texts.
-            OptionError: If both sides have the same mean.
+            OptionError: If both sides have the same mean, or the site has heads.
             PromptError: If a text cannot be run.
         """
         place = one_site(site, model.sites)
+        if place.axes[:2] != ("batch", "pos") or len(place.axes) != 3:
+            kinds = "one with a single vector per token (batch pos d)"
+            raise OptionError("site", kinds, f"{place} ({' '.join(place.axes)})")
         if isinstance(positive, str) or isinstance(negative, str):
             raise OptionError("positive and negative", "lists of texts", "a single text")
         if min(len(positive), len(negative)) < MINIMUM:

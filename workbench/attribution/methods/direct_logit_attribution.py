@@ -16,6 +16,7 @@ from typing_extensions import override
 from workbench.attribution.attribution import Kind
 from workbench.attribution.method import AttributionMethod, Scores
 from workbench.core.data import Batch, TokenContrast
+from workbench.core.errors import OptionError
 from workbench.core.metrics import TokenMetric
 from workbench.core.protocols import Model
 from workbench.core.result import Axis, Check
@@ -24,6 +25,7 @@ from workbench.core.sites import Site, Sites, select
 from workbench.core.tap import Tap
 
 EMBEDS = ("hook_embed", "hook_pos_embed", "hook_token_type_embed")
+WRITERS = (*EMBEDS, "attn.hook_result", "hook_attn_out", "hook_mlp_out")
 _SCALE = Site("ln_final.hook_scale")
 
 
@@ -42,8 +44,7 @@ class DirectLogitAttribution(AttributionMethod):
 
     @override
     def sites(self, model: Model) -> Sites:
-        names = (*EMBEDS, "attn.hook_result", "hook_attn_out", "hook_mlp_out")
-        return select(lambda site: site.short in names, model.sites)
+        return select(lambda site: site.short in WRITERS, model.sites)
 
     @override
     def scores(
@@ -54,6 +55,10 @@ class DirectLogitAttribution(AttributionMethod):
         sites: Sites,
         axes: tuple[str, ...],
     ) -> Scores:
+        foreign = [str(site) for site in sites if site not in self.sites(model)]
+        if foreign:
+            wanted = "sites that add to the residual stream: " + ", ".join(WRITERS)
+            raise OptionError("sites", wanted, foreign)
         last = AtLast(sites, contrast.clean)
         final = Site("blocks.{}.hook_resid_post", model.sizes.n_layers - 1)
         clean = run(model, contrast.clean, record=[final], positions="last", tap=last)
@@ -129,9 +134,9 @@ def _parts(
         elif site.short == "attn.hook_result":
             by_head = torch.einsum("ehd,ed->eh", value, slope)
             parts[:, 1 : 1 + n_heads, site.layer] = by_head
-            parts[:, 1 + n_heads, site.layer] -= by_head.sum(1)
-        elif site.short == "hook_attn_out":
-            parts[:, 1 + n_heads, site.layer] += (value * slope).sum(-1)
+        elif site.short == "hook_attn_out":  # heads come before it: what they leave is the bias
+            heads = parts[:, 1 : 1 + n_heads, site.layer].sum(1)
+            parts[:, 1 + n_heads, site.layer] = (value * slope).sum(-1) - heads
         else:
             parts[:, -2, site.layer] = (value * slope).sum(-1)
     parts[:, -1, -1] = constant

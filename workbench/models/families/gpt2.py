@@ -11,7 +11,7 @@ from typing_extensions import override
 from workbench.core.errors import OptionError
 from workbench.core.protocols import Sizes
 from workbench.models.config import Config
-from workbench.models.family import Family, renamed
+from workbench.models.family import Family, renamed, tie
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.context import in_block, outside_blocks
 from workbench.models.layers.embed import Embedding, Unembedding
@@ -67,6 +67,7 @@ class GPT2(Family):
             ln_final=_norm(sizes, config, "ln_final", None),
             unembed=Unembedding(sizes.d_model, sizes.d_vocab),
             rotary=None,
+            tied=config.flag("tie_word_embeddings", default=True),
         )
 
     @override
@@ -78,9 +79,7 @@ class GPT2(Family):
         for name in found:
             if name.endswith(TRANSPOSED):
                 found[name] = found[name].t()
-        if "unembed.weight" not in found and "embed.tokens" in found:
-            found["unembed.weight"] = found["embed.tokens"]  # tied
-        return found
+        return tie(found, stack)
 
 
 def _full(name: str) -> str:

@@ -6,14 +6,15 @@ SmolLM2, TinyLlama and Vicuna are of this family.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, cast, final
 
 from torch import Tensor
 from typing_extensions import override
 
+from workbench.core.errors import OptionError
 from workbench.core.protocols import Sizes
 from workbench.models.config import Config
-from workbench.models.family import Family, renamed
+from workbench.models.family import Family, renamed, tie
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.context import in_block, outside_blocks
 from workbench.models.layers.embed import Embedding, Unembedding
@@ -66,23 +67,25 @@ class Llama(Family):
             ln_final=_norm(sizes, config, "ln_final", None),
             unembed=Unembedding(sizes.d_model, sizes.d_vocab),
             rotary=rotary(sizes.d_head, _rope(config)),
+            tied=config.flag("tie_word_embeddings", default=False),
         )
 
     @override
     def convert(self, weights: Mapping[str, Tensor], stack: Stack) -> Mapping[str, Tensor]:
         found = renamed(weights, NAMES, stack.sizes.n_layers, ("rotary_emb.inv_freq",))
-        if "unembed.weight" not in found and "embed.tokens" in found:
-            found["unembed.weight"] = found["embed.tokens"]  # tied
-        return found
+        return tie(found, stack)
 
 
 def _sizes(config: Config) -> Sizes:
     d_model, n_heads = config.count("hidden_size"), config.count("num_attention_heads")
+    n_groups = config.count("num_key_value_heads", default=n_heads)
+    if n_heads % n_groups:
+        raise OptionError("llama: num_attention_heads", f"a multiple of {n_groups}", n_heads)
     return Sizes(
         n_layers=config.count("num_hidden_layers"),
         d_model=d_model,
         n_heads=n_heads,
-        n_key_value_heads=config.count("num_key_value_heads", default=n_heads),
+        n_key_value_heads=n_groups,
         d_head=config.count("head_dim", default=d_model // n_heads),
         d_mlp=config.count("intermediate_size"),
         d_vocab=config.count("vocab_size"),
@@ -121,13 +124,18 @@ def _norm(sizes: Sizes, config: Config, name: str, layer: int | None) -> RMSNorm
 
 
 def _rope(config: Config) -> Mapping[str, Any]:
-    """Rotary parameters, where older and newer configs keep them."""
-    older = {"rope_theta": config.number("rope_theta", 10000.0)}
-    return {
-        **older,
-        **(config.values.get("rope_scaling") or {}),
-        **(config.values.get("rope_parameters") or {}),
-    }
+    """Rotary parameters, where older and newer configs keep them.
+
+    Raises:
+        OptionError: If they are no table.
+    """
+    parameters: dict[str, Any] = {"rope_theta": config.number("rope_theta", 10000.0)}
+    for name in ("rope_scaling", "rope_parameters"):
+        found = config.values.get(name) or {}
+        if not isinstance(found, Mapping):
+            raise OptionError(f"llama: config key {name!r}", "a table", found)
+        parameters.update(cast("Mapping[str, Any]", found))
+    return parameters
 
 
 FAMILY = Llama()

@@ -1,6 +1,7 @@
 """Rotary positions: angles are made once per pass from absolute positions; no table, no state."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -9,6 +10,21 @@ from torch import Tensor
 
 from workbench.core.errors import OptionError
 from workbench.models.layers.context import Angles
+
+# The parameters each kind of scaling reads, and those which change nothing at this value.
+READ: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "default": (),
+        "linear": ("factor",),
+        "llama3": (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        ),
+    }
+)
+UNCHANGED: Mapping[str, float] = MappingProxyType({"partial_rotary_factor": 1.0})
 
 Heads = Float[Tensor, "batch pos head d_head"]
 
@@ -40,19 +56,34 @@ def rotary(d_head: int, parameters: Mapping[str, Any]) -> Rotary:
     """The rotary embedding a config's `rope_parameters` describe.
 
     Raises:
-        OptionError: If the kind of scaling is not known here.
+        OptionError: If the kind of scaling is not known here, a parameter of it is missing or not
+            above 0, or there is one that it does not read.
     """
-    base = float(parameters.get("rope_theta", 10000.0))
+    if d_head % 2:
+        raise OptionError("head_dim", "even: rotary positions turn pairs", d_head)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if not isinstance(kind, str) or kind not in READ:
+        raise OptionError("rope_type", f"one of {', '.join(map(repr, READ))}", kind)
+    _check(kind, parameters)
+    base = float(parameters.get("rope_theta", 10000.0))
     steps = torch.arange(0, d_head, 2, dtype=torch.float32, device="cpu") / d_head
     frequencies = 1.0 / base**steps
     if kind == "default":
         return Rotary(frequencies)
     if kind == "linear":
         return Rotary(frequencies / float(parameters["factor"]))
-    if kind == "llama3":
-        return Rotary(_llama3(frequencies, parameters))
-    raise OptionError("rope_type", "one of 'default', 'linear', 'llama3'", kind)
+    return Rotary(_llama3(frequencies, parameters))
+
+
+def _check(kind: str, parameters: Mapping[str, Any]) -> None:
+    for name in (*READ[kind], "rope_theta"):
+        value = parameters.get(name, 10000.0 if name == "rope_theta" else None)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise OptionError(f"{name} of rope_type {kind!r}", "a number above 0", value)
+    known = {*READ[kind], "rope_theta", "rope_type", "type"}
+    others = {name: value for name, value in parameters.items() if name not in known}
+    if any(value is not None and UNCHANGED.get(name) != value for name, value in others.items()):
+        raise OptionError(f"rope_type {kind!r}", f"described by {', '.join(sorted(known))}", others)
 
 
 def _llama3(frequencies: Tensor, parameters: Mapping[str, Any]) -> Tensor:
