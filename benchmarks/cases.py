@@ -37,11 +37,13 @@ def forward(peers: Peers, rows: int, columns: int) -> Case:
     def ours() -> torch.Tensor:
         return wb.run(peers.ours, ids).logits
 
-    def check() -> float:
-        mine = ours()
-        return max(float((mine - other()).abs().max()) for other in (theirs, bridge))
+    peers_do = {"transformers": theirs, "transformer-lens": bridge}
 
-    contestants = {OURS: ours, "transformers": theirs, "transformer-lens": bridge}
+    def check() -> dict[str, float]:
+        mine = ours()
+        return {name: float((mine - do()).abs().max()) for name, do in peers_do.items()}
+
+    contestants = {OURS: ours, **peers_do}
     return Case(f"forward {rows} x {columns}", contestants, check, 2e-4, 5 if rows > 1 else 11)
 
 
@@ -64,15 +66,18 @@ def record(peers: Peers, rows: int, columns: int) -> Case:
         trace = wb.run(peers.ours, ids, record=STREAMS)
         return [trace[name] for name in names[:-1]]
 
-    def check() -> float:
-        mine = ours()
-        return max(
-            float((a - b).abs().max() / a.abs().max())  # relative: the stream grows to thousands
-            for other in (theirs(), bridge())
-            for a, b in zip(mine, other, strict=True)
-        )
+    peers_do = {"transformers": theirs, "transformer-lens": bridge}
 
-    contestants = {OURS: ours, "transformers": theirs, "transformer-lens": bridge}
+    def check() -> dict[str, float]:
+        mine = ours()  # relative differences: the stream grows to thousands
+        return {
+            name: max(
+                float((a - b).abs().max() / a.abs().max()) for a, b in zip(mine, do(), strict=True)
+            )
+            for name, do in peers_do.items()
+        }
+
+    contestants = {OURS: ours, **peers_do}
     return Case(f"record all streams {rows} x {columns}", contestants, check, 1e-5, 7)
 
 
@@ -102,11 +107,14 @@ def generate(peers: Peers) -> Case:
     def ours() -> list[int]:
         return list(wb.generate(peers.ours, ids, max_new_tokens=NEW_TOKENS).tokens[0])
 
-    def check() -> float:
-        mine = ours()
-        return float(
-            sum(a != b for other in (theirs(), bridge()) for a, b in zip(mine, other, strict=True))
-        )
+    peers_do = {"transformers": theirs, "transformer-lens": bridge}
 
-    contestants = {OURS: ours, "transformers": theirs, "transformer-lens": bridge}
+    def check() -> dict[str, float]:
+        mine = ours()
+        return {
+            name: float(sum(a != b for a, b in zip(mine, do(), strict=True)))
+            for name, do in peers_do.items()
+        }
+
+    contestants = {OURS: ours, **peers_do}
     return Case(f"generate {NEW_TOKENS} tokens, cached", contestants, check, 0, 3)
