@@ -53,7 +53,7 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how large a 
     """The metric under each cell's changes, one cell at a time, batched many to a forward.
 
     A cell is an intervention, or several that belong together; `plan` holds in every cell, before
-    it. `max_tokens` bounds the tokens of one batch (measured: 1024 is the fastest on two cores).
+    it. `max_tokens` bounds the tokens of one batch.
     `progress(done, total)` is called after each batch and may raise to cancel.
 
     Raises:
