@@ -50,6 +50,7 @@ def basis(x: Float[Tensor, "row d"]) -> Basis:
         values, vectors = torch.linalg.eigh(standard.T @ standard)
         kept = _kept(values, max(x.shape))
         rotation = vectors[:, kept]
+    rotation = torch.where(constant[:, None], torch.zeros_like(rotation), rotation)
     return Basis(standard @ rotation, values[kept], mean, spread, rotation)
 
 

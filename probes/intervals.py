@@ -42,7 +42,7 @@ def grouped_interval(
 def wilson(successes: float, n: int, *, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion of `n` independent trials (Wilson 1927).
 
-    >>> low, high = wilson(8, 10)
+    >>> low, high = wilson(8.0, 10)
     >>> round(low, 3), round(high, 3)
     (0.49, 0.943)
     """
