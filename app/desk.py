@@ -15,7 +15,7 @@ import streamlit as st
 from app.components.prose import prose
 from app.host import Failure, Host, Job, State
 from app.results import AboutModel, Reading
-from app.specs import Components, Lens, Read, Spec, Trajectory
+from app.specs import Components, Lens, Read, Spec, Trajectory, digest
 from app.state import Investigation
 from app.views.frame import waiting
 from app.views.words import say
@@ -26,7 +26,7 @@ STATE: Final = "investigation"
 WRONG: Final = "wrong_link"  # what could not be read of the latest link
 GOING: Final = "going"  # the page a callback asked for
 _SESSION: Final = "session"
-_STOPPED: Final = "stopped"  # digests of questions this session cancelled
+_STOPPED: Final = "stopped"  # what this session stopped: digest -> job
 QUIET: Final = 0.12  # seconds before a wait is worth a word
 LOOK: Final = 0.2  # seconds between two looks at a running job
 
@@ -65,8 +65,12 @@ class Desk:
         return ask(self.host, spec, kind, view=view, what=what, height=height)
 
     def submit(self, spec: Spec, *, view: str) -> Job:
-        """The job that answers `spec`, without waiting for it."""
-        return self.host.submit(spec, lane(view))
+        """The job that answers `spec`, without waiting; the stopped one, where it was stopped."""
+        return submit(self.host, spec, view)
+
+    def stop(self, job: Job, view: str) -> None:
+        """Stops a job for this session; to be called from callbacks."""
+        stop(self.host, job, view)
 
 
 def lane(view: str) -> str:
@@ -80,10 +84,8 @@ def ask(
     host: Host, spec: Spec, kind: type[Result], *, view: str, what: str, height: int
 ) -> Result | None:
     """The answer to `spec`; meanwhile its shape and a Cancel button, at worst why there is none."""
-    job = host.submit(spec, lane(view))
-    if job.digest in _stopped():
-        if not job.ended.is_set():
-            host.cancel(job)
+    job = submit(host, spec, view)
+    if stopped(job):
         _again(job, Failure(f"Stopped: {what}.", retry=True), view)
         return None
     if not job.ended.wait(QUIET):
@@ -96,20 +98,32 @@ def ask(
     return None
 
 
-def cancel(host: Host, job: Job) -> None:
+def submit(host: Host, spec: Spec, view: str) -> Job:
+    """The job that answers `spec`; where this session stopped it, the stopped one."""
+    known = _stopped().get(digest(spec))
+    job = None if known is None else host.job(known)
+    return host.submit(spec, lane(view)) if job is None else job
+
+
+def stop(host: Host, job: Job, view: str) -> None:
     """Stops a job for this session; waits a moment, so that the next screen shows the end."""
-    _stopped().add(job.digest)
-    host.cancel(job)
+    _stopped()[job.digest] = job.id
+    host.leave(job, lane(view))
     job.ended.wait(0.15)
 
 
-def forget(job: Job) -> None:
-    """Lets a stopped question be asked again."""
-    _stopped().discard(job.digest)
+def stopped(job: Job) -> bool:
+    """Whether this session stopped that job."""
+    return _stopped().get(job.digest) == job.id
 
 
-def _stopped() -> set[str]:
-    return st.session_state.setdefault(_STOPPED, set())
+def resume(job: Job) -> None:
+    """Lets a stopped question be asked again; to be called from callbacks."""
+    _stopped().pop(job.digest, None)
+
+
+def _stopped() -> dict[str, str]:
+    return st.session_state.setdefault(_STOPPED, {})
 
 
 def _wait(host: Host, job: Job, what: str, view: str, height: int) -> None:
@@ -117,7 +131,7 @@ def _wait(host: Host, job: Job, what: str, view: str, height: int) -> None:
     with place.container():
         words, button = st.columns([5, 1], vertical_alignment="center")
         told = words.empty()
-        button.button("Cancel", key=f"cancel-{view}", on_click=cancel, args=(host, job))
+        button.button("Cancel", key=f"cancel-{view}", on_click=stop, args=(host, job, view))
         st.skeleton(height=height)
     told_last = ""
     while not job.ended.wait(LOOK):
@@ -131,7 +145,7 @@ def _wait(host: Host, job: Job, what: str, view: str, height: int) -> None:
 def _again(job: Job, failure: Failure, view: str) -> None:
     prose(say(failure.message), key=f"failure-{view}", kind="error")
     if failure.retry:
-        st.button("Retry", key=f"retry-{view}", on_click=forget, args=(job,))
+        st.button("Retry", key=f"retry-{view}", on_click=resume, args=(job,))
 
 
 def callback(act: Callable[[Investigation], Investigation]) -> Callable[[], None]:

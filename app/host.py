@@ -215,6 +215,13 @@ class Host:
             _trim(self._jobs)
             return job
 
+    def leave(self, job: Job, lane: str) -> None:
+        """Ends a lane's interest in a job; it is cancelled if no other lane waits for it."""
+        with self._lock:
+            if self._lanes.get(lane) is job:
+                del self._lanes[lane]
+            self._leave(job, lane)
+
     def cancel(self, job: Job) -> None:
         """Stops a job for everybody; a waiting one ends here, a running one at its next check."""
         with self._lock:

@@ -86,7 +86,7 @@ class Steering:
     positive: tuple[str, ...] = ()
     negative: tuple[str, ...] = ()
     layer: int | None = None  # none: the middle of the model
-    strength: float = 1.0  # gaps
+    strength: float = -0.75  # gaps
     prompt: str = ""  # what is continued; the metric keeps the investigation's prompt
     new_tokens: int = 32
     temperature: float = 0.7

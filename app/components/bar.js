@@ -6,6 +6,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
     const typing = event.composedPath().some(n => n.tagName === 'INPUT' || n.tagName === 'TEXTAREA' || n.isContentEditable)
     if (event.key === 'e' && !typing && !event.ctrlKey && !event.metaKey && !event.altKey && root.plan?.length) bypass()
   }
+  if (root.onKey) document.removeEventListener('keydown', root.onKey)
+  root.onKey = onKey
   document.addEventListener('keydown', onKey)
   const cleanup = () => document.removeEventListener('keydown', onKey)
   if (!changed(root, data)) return cleanup

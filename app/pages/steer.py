@@ -9,8 +9,8 @@ from app.components.foot import foot
 from app.components.lines import lines
 from app.components.prose import prose
 from app.components.twin import Column, Piece, twin
-from app.desk import Desk, become, change, current
-from app.host import State
+from app.desk import Desk, become, change, current, resume, stopped
+from app.host import Job, State
 from app.page import Page
 from app.results import DirectionCard, DoseCurve, TwinResult
 from app.specs import Direct, Dose, Twin
@@ -161,9 +161,9 @@ def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
     )
     job = desk.submit(spec, view="twin")
     result = job.result if isinstance(job.result, TwinResult) else None
-    failed = job.failure.message if job.failure else ""
-    if failed:
-        prose(say(failed), key="twin-error", kind="error")
+    halted = stopped(job) or job.state is State.CANCELLED
+    if job.failure is not None:
+        prose(say(job.failure.message), key="twin-error", kind="error")
         return None
     columns = Column("Baseline"), Column(f"Steered {signed(steering.strength)} gaps")
     if result is not None:
@@ -175,19 +175,32 @@ def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
         _prompt(desk),
         columns,
         key="twin",
-        job=None if job.state is State.CANCELLED else job.id,
+        job=job.id,
         total=steering.new_tokens,
-        done=None if result is None else _pieces(result),
-        state=_told(result, job.state),
+        done=_written(job) if halted else None if result is None else _pieces(result),
+        state="stopped; what was written stays" if halted else _told(result),
         on_end=lambda: None,
-        on_stop=lambda: desk.host.cancel(job),
+        on_stop=lambda: desk.stop(job, "twin"),
     )
+    if halted:
+        st.button("Write again", key="twin-again", on_click=resume, args=(job,))
     return result
 
 
-def _told(result: TwinResult | None, state: State) -> str:
+def _written(job: Job) -> tuple[list[Piece], list[Piece]]:
+    rows: tuple[list[Piece], list[Piece]] = ([], [])
+    for item in job.partial:
+        match item:
+            case [int() as row, str() as text]:
+                rows[row].append(Piece(text))
+            case _:
+                continue
+    return rows
+
+
+def _told(result: TwinResult | None) -> str:
     if result is None:
-        return "stopped" if state is State.CANCELLED else "waiting"
+        return "waiting"
     count = len(result.base) + len(result.steered)
     pace = count / max(result.seconds, 1e-9)
     return (

@@ -10,7 +10,7 @@ from app.views.words import Sentence, percent, plain, say, shown, signed, strong
 
 QUESTION = say("What does steering change, and at what price?")
 STRENGTHS = tuple(round(0.25 * step, 2) for step in range(-12, 13))  # gaps
-FLUENT = 2.0  # how many times the baseline's perplexity a text may have before we warn
+FLUENT = 3.0  # how many times the baseline's perplexity a text may have before we warn
 
 
 def report(result: TwinResult, card: DirectionCard, state: Investigation, recipe: Recipe) -> View:

@@ -136,6 +136,17 @@ def test_a_waiting_question_is_cancelled_at_once(server, worker):
     assert waiting.state is State.CANCELLED
 
 
+def test_leaving_a_lane_cancels_only_what_nobody_else_waits_for(server, worker):
+    shared = ask(server, "a", "s1/view")
+    ask(server, "a", "s2/view")
+    assert worker.busy.wait(SOON)
+    server.leave(shared, "s1/view")
+    assert not shared.cancelling
+    server.leave(shared, "s2/view")
+    assert shared.ended.wait(SOON)
+    assert shared.state is State.CANCELLED
+
+
 def test_a_full_queue_is_a_message(server, worker):
     ask(server, "running")
     assert worker.busy.wait(SOON)
