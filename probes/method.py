@@ -85,8 +85,8 @@ class ProbeMethod(ABC):
     def fit(
         self,
         x: Float[Tensor, "row d"],
-        y: Int[Tensor, " row"],
-        groups: Int[Tensor, " row"] | None = None,
+        y: Int[Tensor, " label"],
+        groups: Int[Tensor, " group"] | None = None,
     ) -> Probe:
         """The probe of labelled rows; rows of one group stay together in its inner folds.
 
@@ -103,8 +103,8 @@ class ProbeMethod(ABC):
     def fit_columns(
         self,
         x: Float[Tensor, "row d"],
-        columns: Int[Tensor, "column row"],
-        groups: Int[Tensor, " row"],
+        columns: Int[Tensor, "column label"],
+        groups: Int[Tensor, " group"],
     ) -> tuple[Probe, ...]:
         """The probe of the first column of labels, and those of controls tuned as it was.
 
