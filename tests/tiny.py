@@ -4,7 +4,8 @@ Weights come from a generator of their own, so the global one is never touched o
 parameter is left at a value (0, 1) that would hide a term of the forward.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, final
@@ -18,7 +19,7 @@ from workbench.core.errors import TokenError
 from workbench.models.transformer import Transformer
 
 EOS, BOS = 256, 257
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "vocab_size": 258,
     "hidden_size": 24,
     "intermediate_size": 40,
@@ -30,7 +31,7 @@ LLAMA = {
     "bos_token_id": BOS,
     "eos_token_id": EOS,
 }
-GPT2 = {
+GPT2: dict[str, Any] = {
     "vocab_size": 258,
     "n_embd": 24,
     "n_inner": 40,
@@ -123,10 +124,8 @@ def randomised(model: Any, seed: int = 0) -> Any:
 @cache
 def model(kind: str = "llama", dtype: torch.dtype = torch.float32) -> Transformer:
     """The tiny model of a family, with a vocabulary of bytes; shared by all tests, as it may be."""
-    loaded = wb.load(hf(kind, **({"attention_bias": True, "mlp_bias": True} if kind == "llama" else {})), tokenizer=Bytes())
-    if dtype is torch.float32:
-        return loaded
-    return wb.load(hf(kind, **({"attention_bias": True, "mlp_bias": True} if kind == "llama" else {})), tokenizer=Bytes(), dtype=dtype)
+    changes = {"attention_bias": True, "mlp_bias": True} if kind == "llama" else {}
+    return wb.load(hf(kind, **changes), tokenizer=Bytes(), dtype=dtype)
 
 
 def tokens(*shape: int, seed: int = 0, high: int = 256) -> Tensor:
@@ -153,6 +152,11 @@ def batch(rows: Sequence[Sequence[int]], prompts: Sequence[int], side: str = "ri
     return Batch(
         torch.tensor(filled), None if bool(mask.all()) else mask, zeros, torch.tensor(list(prompts))
     )
+
+
+def unchecked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as users have it: in tests, beartype stands before every one of ours."""
+    return inspect.unwrap(function)
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:

@@ -19,6 +19,7 @@ expected, what came, and what to do next.
     ├─ CancelledError         RuntimeError     the caller's own check asked to stop
     ├─ NeverActedError        RuntimeError     an intervention that was never reached
     ├─ InPlaceEditError       RuntimeError     a tap that wrote into an activation
+    ├─ ConvergenceError       RuntimeError     a fit that did not reach its tolerance
     ├─ NotRecordedError       LookupError      an activation that the run did not record
     ├─ MissingDependencyError ImportError      an optional package that is not installed
     └─ NonFiniteError         ArithmeticError  a value that is not finite, and where

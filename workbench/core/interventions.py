@@ -43,9 +43,9 @@ class Intervention:
         operator: Operator | Callable[[Tensor], Tensor],
         *,
         positions: Where = None,
-        heads: Iterable[int] | None = None,
-        rows: Iterable[int] | None = None,
-        neurons: Iterable[int] | None = None,
+        heads: int | Iterable[int] | None = None,
+        rows: int | Iterable[int] | None = None,
+        neurons: int | Iterable[int] | None = None,
         strength: float = 1.0,
         unit: str = "raw",
         unit_size: float = 1.0,
@@ -112,7 +112,7 @@ class Intervention:
         return self.label or f"{self.operator.name} at {', '.join(self.sites)}{_where(self)}"
 
 
-def _indices(name: str, values: Iterable[int] | None) -> Indices:
+def _indices(name: str, values: int | Iterable[int] | None) -> Indices:
     if values is None:
         return None
     if isinstance(values, int):

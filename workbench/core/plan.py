@@ -227,7 +227,11 @@ def _operands(index: int, names: Iterable[str], stored: Mapping[str, Tensor]) ->
     missing = [name for name in names if f"{index}.{name}" not in stored]
     if missing:
         raise FormatError(f"plan[{index}]: the tensors {missing} are not in plan.safetensors.")
-    return {name: stored[f"{index}.{name}"] for name in names}
+    found = {name: stored[f"{index}.{name}"] for name in names}
+    strange = [f"{name} ({t.dtype})" for name, t in found.items() if not t.is_floating_point()]
+    if strange:
+        raise FormatError(f"plan[{index}]: {', '.join(strange)} is not floating point.")
+    return found
 
 
 def _read_tensors(file: Path) -> Mapping[str, Tensor]:

@@ -39,7 +39,7 @@ def write_tensors(
 ) -> None:
     """Writes a safetensors file; views are copied, so that each tensor stands alone."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes(file, save(plain, dict(metadata or {})))
+    write_bytes(file, save(plain, dict(metadata) if metadata else None))  # of {} it makes no JSON
 
 
 def read_text(file: Path) -> str:
