@@ -24,7 +24,7 @@ from app.results import AboutModel, Example, Reading
 from app.specs import About, Read
 from app.state import Investigation
 from app.style import STYLE, WORDMARK
-from app.views.frame import bar_view, model_line, model_rows
+from app.views.frame import bar_view, model_chip, model_line, model_rows
 from app.views.words import say, shown, typed
 
 NOTICE: Final = "notice"
@@ -92,6 +92,7 @@ def _frame(server: Host) -> Desk | None:
         if reading is None:
             if state.plan:
                 _bar(None, state)
+            prose(say("Mend it above and press Enter; nothing else is lost."), key="mend")
             return None
         if NOTICE in st.session_state:
             prose(say(st.session_state[NOTICE]), key="notice", kind="notice")
@@ -144,7 +145,8 @@ def _prompt_row(state: Investigation) -> DeltaGenerator:
 def _model_menu(
     slot: DeltaGenerator, state: Investigation, about: AboutModel | None, reading: Reading | None
 ) -> None:
-    with slot, st.popover(state.model if about is None else about.name, width="content"):
+    name = state.model if about is None else about.name
+    with slot, st.popover(model_chip(name, about, reading), width="content"):
         if about is not None:
             prose(
                 say(model_line(about, reading.milliseconds if reading else None)),
@@ -159,14 +161,10 @@ def _model_menu(
             on_change=_chose_model,
             help="A name such as induction, a Hugging Face folder or hub id, or a .gguf file.",
         )
-        for index, example in enumerate(about.examples if about else ()):
-            act = partial(_example, example=example)
-            st.button(
-                f"Example: {example.name}",
-                key=f"example-{index}",
-                on_click=callback(act),
-                type="tertiary",
-            )
+        with st.container(key="examples", horizontal=True, gap="small"):
+            for index, example in enumerate(about.examples if about else ()):
+                act = partial(_example, example=example)
+                st.button(example.name, key=f"example-{index}", on_click=callback(act))
 
 
 def _tokens(reading: Reading, state: Investigation) -> None:

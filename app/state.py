@@ -15,6 +15,7 @@ from typing import Final, Literal
 from app.codec import StateError, decode, encode
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
+BUILT_IN: Final = "induction"  # the hand-built model, which needs no download
 DEFAULT_PROMPT: Final = "When Mary and John went to the store, John gave a drink to"
 SHORT: Final = 2048  # bytes of query string; beyond it the link names a stored file
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -15,7 +15,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
     bar.style.width = `${Math.max(Math.abs(width), row.value ? 0.4 : 0)}%`
     track.append(bar)
     if (data.signed) track.append(el('span', 'zero'))
-    if (row.before !== null) {
+    if (row.before !== null && Math.abs(share(row.before)) > 0.75) {  // a tick at the zero line says nothing
       const tick = el('span', 'before', null, { title: 'without the plan' })
       tick.style.left = `${zero + share(row.before)}%`
       track.append(tick)

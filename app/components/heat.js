@@ -97,14 +97,15 @@ const paint = (root, canvas, out) => {
   root.colours = { fg: colour('--fg'), muted: colour('--muted'), line: colour('--line'), accent: colour('--accent'), bg: colour('--bg') }
   g.font = `${FONT}px ${mono}`
   const wide = texts => Math.max(0, ...texts.map(t => g.measureText(t).width))
-  const left = Math.ceil(wide(f.rows) + PAD + 18), labels = Math.ceil(wide(f.columns))
+  const labels = Math.ceil(wide(f.columns)), left = Math.ceil(Math.max(wide(f.rows) + PAD + 18, f.labels === 'bottom' ? Math.min(labels, 90) * 0.5 : 0))
   const least = f.cell[0], most = f.cell[1]
-  const w = Math.max(least, Math.min(most, (width - left - PAD) / columns))
-  const flat = labels + 4 <= w, tilt = flat ? 0 : labels * Math.sin(0.66) + FONT
+  const lean = labels * Math.cos(0.66)  // how far a tilted label reaches beyond its column
+  const cellWidth = room => Math.max(least, Math.min(most, room / columns))
+  const flat = labels + 4 <= cellWidth(width - left - PAD), over = flat || f.labels !== 'top' ? 0 : lean
+  const w = cellWidth(width - left - PAD - over), tilt = flat ? 0 : labels * Math.sin(0.66) + FONT
   const band = (flat ? FONT + PAD : tilt + PAD) + FONT + PAD + 4  // labels and the axis' name
   const h = f.height || w
   const top = f.labels === 'top' ? band : PAD, bottom = (f.labels === 'top' ? 0 : band) + LEGEND
-  const over = flat || f.labels !== 'top' ? 0 : labels * Math.cos(0.66)
   const W = Math.ceil(Math.max(left + w * columns + PAD + over, 220)), H = Math.ceil(top + h * rows + bottom), ratio = window.devicePixelRatio || 1
   root.geometry = { left, top, w, h, W, H, ratio, band, flat }
   canvas.width = W * ratio; canvas.height = H * ratio; canvas.style.width = W + 'px'; canvas.style.height = H + 'px'

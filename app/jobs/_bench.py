@@ -15,7 +15,7 @@ import torch
 import workbench as wb
 from app.host import Job
 from app.results import Answer, Receipt
-from app.state import Edit, Recipe
+from app.state import BUILT_IN, Edit, Recipe
 from workbench.attribution.known_truth import induction
 from workbench.core.data import token_rows
 from workbench.core.direction import Direction
@@ -27,7 +27,6 @@ MODELS: Final = 2
 DIRECTIONS: Final = 64
 SAID: Final = 16  # prompts whose logits are kept
 Key = TypeVar("Key")
-BUILT_IN: Final = "induction"
 Value = TypeVar("Value")
 
 

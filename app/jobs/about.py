@@ -1,10 +1,11 @@
 """The model itself; and, where the default one is not on this machine, the built-in one instead."""
 
 from app.host import Job
-from app.jobs._bench import BUILT_IN, Bench
+from app.jobs._bench import Bench
 from app.jobs._table import Answers
 from app.results import AboutModel, Example, SteeringExample
 from app.specs import About
+from app.state import BUILT_IN
 from workbench.core.protocols import Model
 from workbench.models.assets import DEFAULT, is_present
 from workbench.models.transformer import Transformer

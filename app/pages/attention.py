@@ -11,6 +11,7 @@ from app.page import Page
 from app.results import ComponentScores, HeadPattern, Mosaic
 from app.specs import Attention, Components, Head
 from app.views import attention as views
+from app.views.words import say
 
 
 def render(desk: Desk) -> None:
@@ -29,14 +30,16 @@ def render(desk: Desk) -> None:
         if mosaic is None:
             return
         scores = _scores(desk)
-        prose(key="mosaic-title", title="All heads")
+        marked = "Outlined: the largest direct effects."
+        prose(say(marked), key="mosaic-title", title="All heads")
         heat(views.tiles(mosaic, scores, state), key="mosaic", file="heads", on_pick=_pick)
     with large, st.container(key="head-figure"):
         pattern = _pattern(desk, views.picked(mosaic, scores, state))
         if pattern is None:
             return
         view, figure = views.head(pattern, mosaic, scores, state)
-        prose(key="head-title", title=f"L{pattern.layer}H{pattern.head}")
+        name = f"L{pattern.layer}H{pattern.head}"
+        prose(say("Each row is one query; a click reads from it."), key="head-title", title=name)
         heat(figure, key="head", file=f"L{pattern.layer}H{pattern.head}", on_pick=_query(pattern))
         foot(view.foot, key="head-foot")
     with title:

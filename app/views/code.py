@@ -1,6 +1,6 @@
 """The Python that makes what a page shows, with the page's own prompt and plan filled in."""
 
-from app.state import Edit, Investigation, Recipe
+from app.state import BUILT_IN, Edit, Investigation, Recipe
 
 
 def script(state: Investigation, *body: str) -> str:
@@ -9,9 +9,19 @@ def script(state: Investigation, *body: str) -> str:
     lines = ["import workbench as wb"]
     if steers or any("STEERING" in line for line in body):
         lines.append("from workbench.steering import METHODS as STEERING")
-    lines += ["", f"model = wb.load({state.model!r})", f"prompt = {state.prompt!r}"]
+    lines += [*_load(state.model), f"prompt = {state.prompt!r}"]
     lines += [f"plan = [{_list(state.active)}]"]
     return "\n".join([*lines, "", *body]) + "\n"
+
+
+def _load(model: str) -> list[str]:
+    if model != BUILT_IN:
+        return ["", f"model = wb.load({model!r})"]
+    return [
+        "from workbench.attribution.known_truth import induction",
+        "",
+        "model = induction.build().model",
+    ]
 
 
 def direction(recipe: Recipe) -> str:

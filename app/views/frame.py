@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from app.results import AboutModel, Reading
 from app.state import Edit, Investigation
-from app.views.words import Sentence, Span, plain, say, signed, times, token
+from app.views.words import Sentence, Span, literal, plain, say, signed, times, token
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,16 @@ def _chip(edit: Edit, index: int, reading: Reading) -> Chip:
     return Chip(
         edit.label, touched, f"{edit.op} at {edit.site}: {touched}, a change of norm {size}"
     )
+
+
+def model_chip(name: str, about: AboutModel | None, reading: Reading | None) -> str:
+    """The model's name, where it runs and how fast, as a button's label."""
+    parts = [literal(name.rsplit("/", 1)[-1])]
+    if about is not None:
+        parts.append(about.device)
+    if reading is not None:
+        parts.append(f"{reading.milliseconds:.0f} ms")
+    return " · ".join(parts)
 
 
 def model_line(about: AboutModel, milliseconds: float | None) -> str:

@@ -73,7 +73,7 @@ def next_tokens(reading: Reading, state: Investigation) -> tuple[View, Bars]:
             ),
             label=f"The {len(reading.top)} likeliest next tokens",
             unit="probability",
-            most=max(best.prob, 1e-9),
+            most=max(best.prob, *(c.before for c in reading.top), 1e-9),
             actions=(("target", "target"), ("foil", "foil")),
         ),
     )
@@ -191,6 +191,11 @@ def components(scores: ComponentScores, state: Investigation) -> tuple[View, Bar
             code=script(
                 state,
                 "from workbench.attribution import METHODS as ATTRIBUTION",
+                *(
+                    ["# the method takes no plan: these are the scores without it"]
+                    if state.active
+                    else ()
+                ),
                 f"contrast = wb.Contrast(clean=prompt, corrupt=prompt, target={answer.target!r}, "
                 f"foil={answer.foil!r})",
                 'scores = ATTRIBUTION["direct_logit_attribution"](model, contrast)',
@@ -246,12 +251,13 @@ def _since(path: Path, first: int | None) -> Sentence:
             f", {after(path.layers[best])}.",
         )
     middle = len(path.layers) // 2
+    last = first == len(path.layers) - 1
     return say(
         token(answer.target, "target"),
         " ranks ",
         strong(f"{int(path.target_rank[middle]):,}"),
-        f" {after(path.layers[middle])}, and is first to stay ",
-        strong(after(path.layers[first])),
+        f" {after(path.layers[middle])} and comes first ",
+        *("only " if last else "", strong(after(path.layers[first])), "" if last else ", to stay"),
         ".",
     )
 

@@ -1,6 +1,7 @@
 """Words and numbers as they are shown: tokens made visible, true minus signs, units always."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -26,6 +27,11 @@ def shown(token: str) -> str:
         return "∅"
     body = token.lstrip(" ")
     return "·" * (len(token) - len(body)) + body.translate(_VISIBLE)
+
+
+def literal(text: str) -> str:
+    """A text that Streamlit's labels, which are Markdown, show as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!~$:<>|])", r"\\\1", text)
 
 
 def typed(text: str) -> str:

@@ -1,5 +1,6 @@
 """The worker's answers on the built-in model, whose numbers are known exactly."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 import workbench as wb
 from app import specs
-from app.host import Job
+from app.host import Host, Job
 from app.jobs import start
 from app.jobs._bench import Bench
 from app.jobs.lens import window_of
@@ -163,3 +164,38 @@ def test_a_repeated_phrase_is_found():
     assert repeated(tuple("abcdabcdabcd")) == ("abcd", 3)
     assert repeated(tuple("abcdefgh")) is None
     assert repeated(()) is None
+
+
+def test_plans_of_one_session_never_touch_anothers_answers():
+    host = Host(start, cache=0)  # no cache: every question is computed
+    host.open()
+    clean = [specs.Read("induction", PROMPT[: 6 + n], "g", "a", None, ()) for n in range(7)]
+    cuts = [Edit("scale", f"blocks.{n % 2}.attn.hook_z", factor=n / 7) for n in range(7)]
+    cut = [specs.Read("induction", PROMPT[: 6 + n], "g", "a", None, (cuts[n],)) for n in range(7)]
+    expected = [_read(host, spec) for spec in clean]
+    wrong: list[int] = []
+
+    def ask_clean() -> None:
+        for turn in range(150):
+            reading = _read(host, clean[turn % 7])
+            if (reading.before, reading.top) != (expected[turn % 7].before, expected[turn % 7].top):
+                wrong.append(turn)
+
+    def ask_cut() -> None:
+        for turn in range(150):
+            _read(host, cut[turn % 7])
+
+    threads = [threading.Thread(target=work) for work in (ask_clean, ask_cut, ask_cut)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    host.close()
+    assert wrong == []
+
+
+def _read(host: Host, spec: specs.Read) -> Any:
+    job = host.submit(spec)
+    assert job.ended.wait(30)
+    assert job.failure is None
+    return job.result
