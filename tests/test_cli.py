@@ -1,0 +1,101 @@
+"""The command line: what it prints, and that errors are messages."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import workbench as wb
+from workbench import cli
+from workbench.core.errors import MissingDependencyError, OptionError, UnknownNameError
+from workbench.serve import app_file, serve_app
+
+PROMPT = "When Mary and John went to the store, John gave a drink to"
+
+
+def shell(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The command line as a user runs it."""
+    environment = {**os.environ, "COLUMNS": "160", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "workbench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_without_arguments_it_lists_its_commands() -> None:
+    shown = CliRunner().invoke(cli.app, [])
+    assert all(name in shown.output for name in ("app", "doctor", "pull", "run", "generate"))
+
+
+def test_pull_without_a_name_lists_the_assets_and_their_licences() -> None:
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["pull"])
+    assert shown.exit_code == 0
+    assert "smollm2-135m-instruct" in shown.output
+    assert "Apache-2.0" in shown.output
+
+
+def test_an_unknown_asset_is_a_message_and_exit_code_1() -> None:
+    done = shell("pull", "smolm2")
+    assert done.returncode == 1
+    assert "UnknownNameError: No asset named 'smolm2'. Nearest of" in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.asset
+def test_run_shows_the_next_tokens_and_what_a_plan_did(tmp_path: Path) -> None:
+    cut = wb.Intervention("blocks.23.attn.hook_z", wb.ops.zero(), heads=[3])
+    folder = wb.Plan((cut,)).save(tmp_path / "cut")
+    done = shell("run", PROMPT, "--plan", str(folder), "--top", "3")
+    assert done.returncode == 0, done.stderr
+    assert "' Mary'" in done.stdout
+    assert "zero at blocks.23.attn.hook_z (head 3): acted 1x on 14 tokens" in done.stdout
+
+
+@pytest.mark.asset
+def test_generate_prints_the_prompt_and_its_continuation() -> None:
+    done = shell("generate", "My day was", "-n", "8")
+    model = wb.load("smollm2-135m-instruct")
+    assert done.returncode == 0, done.stderr
+    expected = wb.generate(model, "My day was", max_new_tokens=8).text
+    assert done.stdout == f"My day was{expected}\n"
+
+
+@pytest.mark.asset
+def test_bad_input_is_a_message_not_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{")
+    for arguments, said in (
+        (("run", ""), "PromptError: Prompt 0 is empty"),
+        (("generate", "x", "--plan", str(tmp_path)), "is not JSON"),
+        (("generate", "x", "--temperature", "-1"), "temperature must be 0 or more"),
+        (("run", "x", "--model", "gpt5"), "UnknownNameError"),
+    ):
+        done = shell(*arguments)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.asset
+def test_the_doctor_compares_with_transformers() -> None:
+    done = shell("doctor")
+    assert done.returncode == 0, done.stderr
+    for said in ("versions", "torch threads", "assets", "largest difference of logits"):
+        assert said in done.stdout
+    assert "equal within 1e-04" in done.stdout
+
+
+def test_the_app_is_found_and_a_bad_port_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert app_file().name == "main.py"
+    with pytest.raises(OptionError, match=r"port must be 1…65535, got 0"):
+        serve_app(port=0)
+    monkeypatch.setattr("workbench.serve.HERE", tmp_path / "workbench")
+    with pytest.raises(MissingDependencyError, match="has no app"):
+        app_file()
+
+
+def test_an_unknown_model_is_named_with_its_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="smollm2-135m-instruct"):
+        wb.load("smollm2-135m")
