@@ -7,8 +7,8 @@ State is changed by callbacks only (`change`), which run before the next script.
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar, final
+from dataclasses import dataclass
+from typing import Final, TypeVar, final
 
 import streamlit as st
 
@@ -35,11 +35,6 @@ def current() -> Investigation:
     """The session's investigation."""
     state = st.session_state.get(STATE)
     return state if isinstance(state, Investigation) else Investigation()
-
-
-def change(**fields: Any) -> None:
-    """Replaces fields of the session's investigation; to be called from callbacks."""
-    become(replace(current(), **fields))
 
 
 def become(state: Investigation) -> None:

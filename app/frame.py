@@ -15,7 +15,7 @@ from streamlit.navigation.page import Page as StreamlitPage
 from app.components.bar import bar
 from app.components.prose import prose
 from app.components.strip import strip
-from app.desk import GOING, STATE, WRONG, Desk, ask, become, callback, change, current
+from app.desk import GOING, STATE, WRONG, Desk, ask, become, callback, current
 from app.host import Host
 from app.links import arrive, depart
 from app.page import Page
@@ -174,7 +174,9 @@ def _tokens(reading: Reading, state: Investigation) -> None:
         key="strip",
         selected=reading.pos,
         edits=sorted(edited),
-        on_pick=lambda pos: change(pos=None if pos == len(reading.tokens) - 1 else pos),
+        on_pick=lambda pos: become(
+            replace(current(), pos=None if pos == len(reading.tokens) - 1 else pos)
+        ),
     )
 
 
@@ -184,7 +186,7 @@ def _bar(reading: Reading | None, state: Investigation) -> None:
         key="bar",
         on_remove=lambda index: become(current().remove(index)),
         on_move=lambda index, to: become(current().move(index, to)),
-        on_bypass=lambda: change(bypass=not current().bypass),
+        on_bypass=lambda: become(replace(current(), bypass=not current().bypass)),
     )
 
 
@@ -206,14 +208,14 @@ def _prompted() -> None:
 
 def _answered(key: str) -> None:
     text = typed(st.session_state[key])
-    change(**{key: text or None})
+    become(replace(current(), **{key: text or None}))
 
 
 def _chose_model() -> None:
     name = st.session_state["model"].strip()
     if name:
         st.session_state.pop(NOTICE, None)
-        change(model=name, head=None, cell=None, plan=(), pos=None)
+        become(replace(current(), model=name, head=None, cell=None, plan=(), pos=None))
 
 
 def _lines(text: str) -> str:

@@ -1,12 +1,14 @@
 """Attention: every head small, one large; a head can be taken out."""
 
+from dataclasses import replace
+
 import streamlit as st
 
 from app.components.bars import bars
 from app.components.foot import foot
 from app.components.heat import heat
 from app.components.prose import prose
-from app.desk import Desk, callback, change, question
+from app.desk import Desk, become, callback, current, question
 from app.page import Page
 from app.results import ComponentScores, HeadPattern, Mosaic
 from app.specs import Attention, Components, Head
@@ -65,8 +67,7 @@ def _card(pattern: HeadPattern, scores: ComponentScores | None, desk: Desk) -> N
     st.button(
         "Hide the first token" if desk.state.show_sink else "Show the first token",
         key="head-sink",
-        on_click=change,
-        kwargs={"show_sink": not desk.state.show_sink},
+        on_click=callback(lambda state: replace(state, show_sink=not state.show_sink)),
     )
 
 
@@ -92,14 +93,14 @@ def _pattern(desk: Desk, place: tuple[int, int]) -> HeadPattern | None:
 
 
 def _pick(layer: int, head: int) -> None:
-    change(head=(layer, head))
+    become(replace(current(), head=(layer, head)))
 
 
 def _query(pattern: HeadPattern):
     last = len(pattern.tokens) - 1
 
     def pick(row: int, _: int) -> None:
-        change(pos=None if row == last else row + pattern.first)
+        become(replace(current(), pos=None if row == last else row + pattern.first))
 
     return pick
 

@@ -1,6 +1,7 @@
 """Lens: layers x positions, each cell the word that could be said there."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import streamlit as st
 
@@ -8,7 +9,7 @@ from app.components.bars import bars
 from app.components.foot import foot
 from app.components.heat import heat
 from app.components.prose import prose
-from app.desk import Desk, callback, change, question
+from app.desk import Desk, become, callback, current, question
 from app.page import Page
 from app.results import LensReading
 from app.specs import Lens
@@ -43,8 +44,7 @@ def _card(desk: Desk, reading: LensReading) -> None:
         st.button(
             "Read this position",
             key="lens-read",
-            on_click=change,
-            kwargs={"pos": None if last else pos},
+            on_click=callback(lambda state: replace(state, pos=None if last else pos)),
         )
     for index, (words, edit) in enumerate(views.ablations(reading, desk.state)):
         st.button(
@@ -57,7 +57,7 @@ def _card(desk: Desk, reading: LensReading) -> None:
 
 def _picked(reading: LensReading) -> Callable[[int, int], None]:
     def pick(row: int, column: int) -> None:
-        change(cell=(row, reading.positions[column]))
+        become(replace(current(), cell=(row, reading.positions[column])))
 
     return pick
 

@@ -1,6 +1,7 @@
 """Overview: what comes next, since which layer, through which parts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import streamlit as st
 
@@ -8,7 +9,7 @@ from app.components.bars import bars
 from app.components.foot import foot
 from app.components.lines import lines
 from app.components.prose import prose
-from app.desk import Desk, become, change, current, go, question
+from app.desk import Desk, become, current, go, question
 from app.page import Page
 from app.results import ComponentScores, Path
 from app.specs import Components, Trajectory
@@ -42,7 +43,7 @@ def _layers(desk: Desk) -> None:
     pos = desk.reading.pos
 
     def pick(row: int) -> None:
-        change(cell=(row, pos))
+        become(replace(current(), cell=(row, pos)))
         go("lens")
 
     lines(figure, key="layers", height=272, on_pick=pick)
@@ -71,7 +72,7 @@ def _parts(desk: Desk) -> None:
             return
         layer, head = scores.layers[index], scores.heads[index]
         if layer is not None and head is not None:
-            change(head=(layer, head))
+            become(replace(current(), head=(layer, head)))
             go("attention")
 
     bars(figure, key="parts", on_act=act, pickable=True)
@@ -84,7 +85,7 @@ def _head(view: View, key: str) -> None:
 
 def _chosen(desk: Desk) -> Callable[[str, int], None]:
     def act(name: str, row: int) -> None:
-        change(**{name: desk.reading.top[row].text})
+        become(replace(current(), **{name: desk.reading.top[row].text}))
 
     return act
 

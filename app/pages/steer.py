@@ -1,7 +1,7 @@
 """Steer: two sets of texts make a direction; the model writes with it and without it."""
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import streamlit as st
 
@@ -9,7 +9,7 @@ from app.components.foot import foot
 from app.components.lines import lines
 from app.components.prose import prose
 from app.components.twin import Column, Piece, twin
-from app.desk import Desk, become, change, current, resume, stopped
+from app.desk import Desk, become, current, resume, stopped
 from app.host import Job, State
 from app.page import Page
 from app.results import DirectionCard, DoseCurve, TwinResult
@@ -249,7 +249,7 @@ def _curves(desk: Desk, recipe: Recipe) -> None:
 
 def _dosed(dose: DoseCurve):
     def pick(step: int) -> None:
-        _change(strength=float(dose.strengths[step]))
+        _become(replace(current().steering, strength=float(dose.strengths[step])))
 
     return pick
 
@@ -280,20 +280,21 @@ def _keep(key: str, value: object) -> None:
 
 
 def _set(field: str, key: str) -> None:
-    _change(**{field: st.session_state[key]})
+    _become(replace(current().steering, **{field: st.session_state[key]}))
 
 
 def _set_texts(field: str) -> None:
     found = (line.strip() for line in st.session_state[f"steer-{field}"].splitlines())
-    _change(**{field: tuple(line for line in found if line)})
+    texts = tuple(line for line in found if line)
+    _become(replace(current().steering, **{field: texts}))
 
 
 def _reseed() -> None:
-    _change(seed=current().steering.seed + 1)
+    _become(replace(current().steering, seed=current().steering.seed + 1))
 
 
-def _change(**fields: Any) -> None:
-    change(steering=replace(current().steering, **fields))
+def _become(steering: Steering) -> None:
+    become(replace(current(), steering=steering))
 
 
 PAGE = Page("Steer", "", render, order=40)
