@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid, one_hot
 
 from workbench.core.errors import ConvergenceError
 
-HISTORY = 12  # pairs that L-BFGS remembers; more cost memory, fewer cost iterations
+HISTORY = 8  # pairs that L-BFGS remembers; more cost memory, fewer cost iterations
 MAX_STEPS = 1000
 MAX_HALVINGS = 30
 ARMIJO = 1e-4
@@ -125,7 +125,8 @@ def solve(problems: Problems, *, tolerance: float = 1e-8, max_steps: int = MAX_S
             return _certified(problems, theta, margins, allowed, tolerance, steps)
         if steps == max_steps:
             _refuse(state.only(~done), max_steps)
-        state, steps = _advance(state.only(~done) if bool(done.any()) else state), steps + 1
+        state = _advance(state.only((~done).nonzero()[:, 0]) if bool(done.any()) else state)
+        steps += 1
 
 
 def margin_loss(
