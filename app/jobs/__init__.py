@@ -20,7 +20,7 @@ __all__ = ["Answers", "start"]
 
 def start() -> Runner:
     """Sets the worker's thread up and gives what answers specs there."""
-    torch.set_num_threads(threads())
+    torch.set_num_threads(threads())  # noqa: TID251 - once, where the app starts
     answers = table()
     bench = Bench()
     gc.collect()
