@@ -72,10 +72,10 @@ const pick = (root, canvas) => {
 
 const rest = root => root.figure.pick ? tell(root.figure, root.figure.pick) : ''
 const tell = (f, [i, j]) => {
-  const where = `${f.row_title} ${f.rows[i]} · ${f.column_title} ${f.columns[j]}`
+  const where = `${f.row_title} ${f.rows[i]}, ${f.column_title} ${f.columns[j]}`
   if (f.tile) return where
   const v = f.cells[i * f.C + j], text = f.texts?.[i]?.[j]
-  return `${where} · ${text ? text + ' ' : ''}${Number.isNaN(v) ? 'undefined' : (v.toPrecision(3)).replace('-', '−') + (f.unit ? ' ' + f.unit : '')}`
+  return `${where}: ${text ? text + ' ' : ''}${Number.isNaN(v) ? 'undefined' : (v.toPrecision(3)).replace('-', '−') + (f.unit ? ' ' + f.unit : '')}`
 }
 
 const palette = (root, signed) => {

@@ -57,7 +57,7 @@ const draw = (root, data) => {
     one.values.forEach((v, i) => { if (v !== null) { const [cx, cy] = point(i, v); svg.append(shape('circle', { cx, cy, r: i === data.picked ? 4 : 2, class: `dot ${one.tone}` })) } })
   })
   const out = el('output', '', '', { 'aria-live': 'polite' }), say = i => {
-    out.textContent = `${data.step_title} ${data.steps[i]} · ` + data.lines.map(one => `${one.name} ${one.values[i] === null ? 'undefined' : one.texts[i]}`).join(' · ')
+    out.textContent = `${data.step_title} ${data.steps[i]}: ` + data.lines.map(one => `${one.name} ${one.values[i] === null ? 'undefined' : one.texts[i]}`).join('; ')
   }
   const step = event => {
     const r = svg.getBoundingClientRect(), share = up ? (box.bottom - (event.clientY - r.top)) / (box.bottom - box.top) : (event.clientX - r.left - box.left) / (box.right - box.left)

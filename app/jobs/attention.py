@@ -1,8 +1,11 @@
 """Attention patterns: all heads small, one head exact."""
 
+from typing import final
+
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 import workbench as wb
 from app.host import Job
@@ -11,38 +14,27 @@ from app.jobs._table import Answers
 from app.results import HeadPattern, Mosaic
 from app.specs import Attention, Head
 from workbench.core.errors import OptionError
+from workbench.core.sites import Site
+from workbench.core.tap import Tap
 
 SIDE = 32  # cells of a tile
 LARGE = 64  # positions of the head on show
-WHOLE = 256  # tokens up to which all layers are recorded at once
+PATTERN = "attn.hook_pattern"
 
 
 def attention(bench: Bench, spec: Attention, job: Job) -> Mosaic:
-    """Every pattern; of long prompts a layer at a time, with several positions to a cell."""
+    """Every pattern in one forward; of long prompts with several positions to a cell."""
     model = bench.model(spec.model)
     ids = prompt_ids(model, spec.prompt)
+    pooler = Pooler(-(-len(ids) // SIDE), model.sizes.n_layers, job)
     plan = bench.plan(spec.model, spec.plan, job)
-    cell = -(-len(ids) // SIDE)
-    tiles: list[Tensor] = []
-    sinks: list[Tensor] = []
-    worst = 0.0
-    batch = model.sizes.n_layers if len(ids) <= WHOLE else 1
-    layers = range(model.sizes.n_layers)
-    for first in range(0, len(layers), batch):
-        sites = [f"blocks.{layer}.attn.hook_pattern" for layer in layers[first : first + batch]]
-        trace = wb.run(model, ids, plan=plan, record=sites, logits=False, check=job.check)
-        for site in sites:
-            pattern = trace[site][0].float()  # head query key
-            tiles.append(pooled(pattern, cell))
-            sinks.append(pattern[:, 1:, 0].mean(-1) if len(ids) > 1 else pattern[:, 0, 0])
-            worst = max(worst, float((pattern.sum(-1) - 1).abs().max()))
-        job.advance(min(first + batch, len(layers)), len(layers))
+    wb.run(model, ids, plan=plan, positions="last", tap=pooler, check=job.check)
     return Mosaic(
         tokens=tuple(words(model).token_text(i) for i in ids),
-        tiles=torch.stack(tiles).numpy(),
-        pooled=cell,
-        sink=torch.stack(sinks).numpy(),
-        rowsum=worst,
+        tiles=torch.stack(pooler.tiles).numpy(),
+        pooled=pooler.cell,
+        sink=torch.stack(pooler.sinks).numpy(),
+        rowsum=pooler.worst,
     )
 
 
@@ -58,7 +50,7 @@ def head(bench: Bench, spec: Head, job: Job) -> HeadPattern:
         raise OptionError("head", allowed, f"L{spec.layer}H{spec.head}")
     ids = prompt_ids(model, spec.prompt)
     plan = bench.plan(spec.model, spec.plan, job)
-    site = f"blocks.{spec.layer}.attn.hook_pattern"
+    site = f"blocks.{spec.layer}.{PATTERN}"
     trace = wb.run(model, ids, plan=plan, record=[site], logits=False, check=job.check)
     first = max(0, len(ids) - LARGE)
     text = words(model).token_text
@@ -69,6 +61,34 @@ def head(bench: Bench, spec: Head, job: Job) -> HeadPattern:
         pattern=np.ascontiguousarray(trace[site][0, spec.head, first:, first:].float().numpy()),
         first=first,
     )
+
+
+@final
+class Pooler(Tap):
+    """Keeps every layer's patterns small, as they pass: those of a long prompt would not fit.
+
+    Of `cell` x `cell` positions the largest is kept, since a mean would hide the spikes.
+    """
+
+    def __init__(self, cell: int, layers: int, job: Job) -> None:
+        self.cell, self.tiles, self.sinks, self.worst = cell, list[Tensor](), list[Tensor](), 0.0
+        self._layers, self._job = layers, job
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        if site.short == PATTERN:
+            pattern = value[0].float()  # head query key
+            self.tiles.append(pooled(pattern, self.cell))
+            self.sinks.append(
+                pattern[:, 1:, 0].mean(-1) if len(pattern[0]) > 1 else pattern[:, 0, 0]
+            )
+            self.worst = max(self.worst, float((pattern.sum(-1) - 1).abs().max()))
+            self._job.advance(len(self.tiles), self._layers)
+        return value
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return site.short == PATTERN
 
 
 def pooled(pattern: Tensor, cell: int) -> Tensor:

@@ -35,22 +35,23 @@ def lens(bench: Bench, spec: Lens, job: Job) -> LensReading:
         ids[: window[-1] + 1],
         sites=SITES,
         plan=bench.plan(spec.model, spec.plan, job),
+        positions=list(window),
         top_k=TOP,
         watch=[target],
         check=job.check,
     )
-    columns = list(window)
+    column = pos - window[0]
     return LensReading(
         tokens=tuple(words(model).token_text(i) for i in ids),
         positions=tuple(window),
         layers=_layers(model),
-        texts=_texts(model, found.top_tokens[:, columns].tolist()),
-        probs=found.top_probabilities[:, columns].float().numpy(),
-        entropy=found.entropy[:, columns].float().numpy() / math.log(2),
-        divergence=np.maximum(found.kl[:, columns].float().numpy(), 0) / math.log(2),
+        texts=_texts(model, found.top_tokens.tolist()),
+        probs=found.top_probabilities.float().numpy(),
+        entropy=found.entropy.float().numpy() / math.log(2),
+        divergence=np.maximum(found.kl.float().numpy(), 0) / math.log(2),
         answer=texts,
         pos=pos,
-        target_rank=_rank(found, pos).numpy(),
+        target_rank=_rank(found, column).numpy(),
         residual=float(found.kl[-1].abs().max()) / math.log(2),
     )
 
@@ -86,13 +87,13 @@ def window_of(count: int, pos: int) -> range:
     return range(max(0, end - COLUMNS), end)
 
 
-def _rank(found: Found, pos: int) -> torch.Tensor:
+def _rank(found: Found, column: int) -> torch.Tensor:
     """The watched token's rank by layer, from 1; one that ties for the first place is not first."""
-    best = found.top_probabilities[:, pos]
+    best = found.top_probabilities[:, column]
     tied = (
         best[:, 0] == best[:, 1] if best.shape[1] > 1 else torch.zeros(len(best), dtype=torch.bool)
     )
-    rank = found.ranks[:, pos, 0] + 1
+    rank = found.ranks[:, column, 0] + 1
     return torch.where((rank == 1) & tied, 2, rank)
 
 

@@ -19,7 +19,7 @@ from workbench.core.provenance import Provenance, hyper_parameters, provenance
 from workbench.core.registry import discover
 from workbench.core.result import Axis, Check, Result, Table
 from workbench.core.run import Check as Cancel
-from workbench.core.run import run
+from workbench.core.run import Columns, run
 from workbench.core.sites import Selector, Site, Sites, select
 
 
@@ -89,13 +89,14 @@ class LensMethod(ABC):
         *,
         sites: Selector = "blocks.*.hook_resid_post",
         plan: Interventions = (),
+        positions: Columns = None,
         top_k: int = 5,
         watch: str | Sequence[str] | Sequence[int] = (),
         check: Cancel | None = None,
     ) -> LensReading:
-        """Reads one prompt at every site and position.
+        """Reads one prompt at every site and position, or at the `positions` asked for.
 
-        Costs one forward and one unembedding per site.
+        Costs one forward and, for each site, one unembedding of the positions read.
 
         Raises:
             OptionError: If there are several prompts, a site is not the residual stream's, or
@@ -110,19 +111,20 @@ class LensMethod(ABC):
             raise OptionError("top_k", "1 or more", top_k)
         texts = (watch,) if isinstance(watch, str) else watch
         tokens = tuple(token for one in texts for token in answer_ids(model, one, 1))
-        trace = run(model, batch, plan=plan, record=wanted, check=check)
+        trace = run(model, batch, plan=plan, record=wanted, positions=positions, check=check)
+        ids = tuple(batch.tokens[0].tolist())
+        read = list(range(len(ids))) if trace.columns is None else trace.columns[0].tolist()
         said = trace.logits[0].float().log_softmax(-1)
         k = min(top_k, said.shape[-1])
-        rows = [_row(self, model, s, trace[s], said, k, tokens, check) for s in wanted]
+        rows = [_row(self, model, s, trace[s][:, read], said, k, tokens, check) for s in wanted]
         columns = [torch.stack(parts) for parts in zip(*rows, strict=True)]
-        ids = tuple(batch.tokens[0].tolist())
         return LensReading(
             *columns,
             tokens=tokens,
             prompt=ids,
             axes=(
                 Axis("site", tuple(map(str, wanted))),
-                Axis("pos", tuple(map(str, range(len(ids))))),
+                Axis("pos", tuple(map(str, read))),
             ),
             unit="probability",
             checks=(_last_layer(model, wanted, columns[3]),),
