@@ -4,6 +4,7 @@ Weights come from a generator of their own, so the global one is never touched o
 parameter is left at a value (0, 1) that would hide a term of the forward.
 """
 
+import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 import workbench as wb
 from workbench.core.data import Batch
 from workbench.core.errors import TokenError
+from workbench.core.sites import Site
+from workbench.core.tap import Tap
 from workbench.models.transformer import Transformer
 
 EOS, BOS = 256, 257
@@ -166,3 +170,40 @@ def same_bytes(one: Tensor, other: Tensor) -> bool:
         return False
     kind = kinds[one.element_size()]
     return torch.equal(one.contiguous().view(kind), other.contiguous().view(kind))
+
+
+@final
+class Spy(Tap):
+    """Notes every site it is called at, with the shape; asks for the sites it is told to."""
+
+    def __init__(self, wanted: Callable[[Site], bool] = lambda site: True) -> None:
+        self._wanted = wanted
+        self.fired: list[tuple[Site, tuple[int, ...]]] = []
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        self.fired.append((site, tuple(value.shape)))
+        return value
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return self._wanted(site)
+
+    @property
+    def sites(self) -> list[Site]:
+        """Where it was called, in order."""
+        return [site for site, _ in self.fired]
+
+
+def digest(model: Transformer) -> str:
+    """Of every byte of the weights."""
+    state = hashlib.sha256()
+    for name, weight in model.stack.named_parameters(remove_duplicate=False):
+        state.update(name.encode())
+        state.update(weight.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def close(one: Tensor, other: Tensor, tolerance: float = 1e-10) -> None:
+    """Asserts that no value differs by more than `tolerance`, which float64 keeps at 1e-10."""
+    torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
