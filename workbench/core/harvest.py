@@ -4,6 +4,7 @@ Notable: batches are cut by length and a token budget, the forward ends after th
 is asked for, and nothing is unembedded.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from workbench.core.data import Batch, batch_of, token_rows
 from workbench.core.errors import NonFiniteError, OptionError
-from workbench.core.plan import Interventions
+from workbench.core.plan import Interventions, as_plan
 from workbench.core.protocols import Model
 from workbench.core.run import Check, run
 from workbench.core.sites import Selector, Site, select
@@ -55,10 +56,12 @@ def harvest(  # noqa: PLR0913 - what to read, where, and how it may be watched
 
     Raises:
         UnknownNameError: If the model lacks one of `sites`.
-        OptionError: If a text is too short for `position`.
+        OptionError: If a text is too short for `position`, or the plan names rows.
         NonFiniteError: If a row is not finite.
     """
-    wanted, rows = select(sites, model.sites), token_rows(model, texts)
+    wanted, rows, plan = select(sites, model.sites), token_rows(model, texts), as_plan(plan)
+    if any(one.rows is not None for one in plan):
+        raise OptionError("plan", "without rows: texts are batched by length", str(plan[0]))
     store = {site: [torch.empty(0)] * len(rows) for site in wanted}
     done = 0
     for indices in _batches([len(row) for row in rows], max_tokens):
@@ -108,8 +111,8 @@ def _mean(flat: Float[Tensor, "batch pos d"], batch: Batch, model: Model) -> Ten
     bos = None if model.tokenizer is None else model.tokenizer.bos_id
     counted = real if bos is None else real & (batch.tokens != bos)
     counted = torch.where(counted.any(1, keepdim=True), counted, real)
-    weights = counted / counted.sum(1, keepdim=True)
-    return torch.einsum("bp,bpd->bd", weights.to(flat), flat)
+    weights = counted.to(flat) / counted.sum(1, keepdim=True)
+    return torch.einsum("bp,bpd->bd", weights, flat)
 
 
 def _columns(position: ReadPosition, batch: Batch) -> Tensor:
@@ -117,7 +120,7 @@ def _columns(position: ReadPosition, batch: Batch) -> Tensor:
         return batch.last
     if isinstance(position, str) and position != "first":
         raise OptionError("position", "'last', 'first', 'mean' or an index", position)
-    index = 0 if position == "first" else int(position)
+    index = 0 if position == "first" else operator.index(position)
     columns = batch.lengths + index if index < 0 else torch.full_like(batch.lengths, index)
     short = (columns < 0) | (columns >= batch.lengths)
     if bool(short.any()):

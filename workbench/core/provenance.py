@@ -72,6 +72,10 @@ def hyper_parameters(method: object) -> dict[str, Any]:
 
 
 def digest(data: object) -> str:
-    """A short SHA-256 of anything JSON can hold."""
-    text = json.dumps(data, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """A short SHA-256 of anything JSON can hold, and of tensors."""
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False, default=_plain)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    return value.tolist() if isinstance(value, torch.Tensor) else str(value)  # str would cut it

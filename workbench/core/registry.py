@@ -35,7 +35,7 @@ class Registry(Mapping[str, Extension], Generic[Extension]):
         if file not in self._names():
             raise UnknownNameError(self._package.rsplit(".", 1)[-1], name, self._names())
         module = importlib.import_module(f"{self._package}.{file}")
-        extension = getattr(module, self._constant)
+        extension = vars(module).get(self._constant)
         if not isinstance(extension, self._kind):
             message = f"{module.__name__}.{self._constant} is no {self._kind.__name__}"
             raise TypeError(message)

@@ -102,12 +102,18 @@ class Result(ABC):
     def table(self) -> Table:
         """The numbers as a table, checks beside them."""
 
+    @property
+    def saved_as(self) -> str:
+        """The kind of result a file of it holds."""
+        return type(self).__name__
+
     def save(self, file: str | Path) -> Path:
         """Writes one safetensors file with everything, axes and provenance in its header."""
         file = Path(file)
         header = {
             "format": FORMAT,
-            "kind": type(self).__name__,
+            "kind": self.saved_as,
+            "values": list(self.values()),  # a safetensors file is in the order of the alphabet
             "unit": self.unit,
             "axes": [[axis.name, list(axis.labels)] for axis in self.axes],
             "checks": [[c.name, c.value, c.unit, c.note] for c in self.checks],
@@ -129,6 +135,11 @@ class SavedResult(Result):
     provenance: Provenance
     tensors: Mapping[str, Tensor]
 
+    @property
+    @override
+    def saved_as(self) -> str:
+        return self.kind
+
     @override
     def values(self) -> Mapping[str, Tensor]:
         return self.tensors
@@ -149,7 +160,7 @@ def load_result(file: str | Path) -> SavedResult:
         with safe_open(file, "pt") as stored:
             metadata = stored.metadata() or {}
             header = json.loads(metadata[FORMAT])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            tensors = {name: stored.get_tensor(name) for name in header["values"]}
         return SavedResult(
             kind=header["kind"],
             axes=tuple(Axis(name, tuple(labels)) for name, labels in header["axes"]),
@@ -158,7 +169,7 @@ def load_result(file: str | Path) -> SavedResult:
             provenance=Provenance(**header["provenance"]),
             tensors=tensors,
         )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"{file} is no saved result: {error}.") from None
 
 

@@ -61,7 +61,7 @@ class Sampler:
             top = logits.topk(self.top_k)  # k of them, also where some are equal
             logits = torch.full_like(logits, out).scatter(1, top.indices, top.values)
         if self.top_p is not None and self.top_p < 1:
-            ordered, order = logits.sort(descending=True)
+            ordered, order = logits.sort(descending=True, stable=True)
             mass = ordered.softmax(-1)
             before = mass.cumsum(-1) - mass
             cut = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= self.top_p)

@@ -2,7 +2,7 @@
 
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from workbench.core.errors import FormatError
 def write_bytes(file: Path, content: bytes) -> None:
     """Writes beside `file` and moves the result into place: a reader never sees half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    temporary = Path(name)
+    # Not tempfile's: its files are their owner's alone, and stay so once moved into place.
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

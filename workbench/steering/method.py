@@ -63,6 +63,8 @@ class SteeringMethod(ABC):
             raise OptionError("site", kinds, f"{place} ({' '.join(place.axes)})")
         if isinstance(positive, str) or isinstance(negative, str):
             raise OptionError("positive and negative", "lists of texts", "a single text")
+        if any(isinstance(text, int) for text in (*positive, *negative)):
+            raise OptionError("positive and negative", "lists of texts", "the ids of a single one")
         if min(len(positive), len(negative)) < MINIMUM:
             raise EmptySelectionError(
                 f"Each side needs {MINIMUM} texts or more, got {len(positive)} positive and "

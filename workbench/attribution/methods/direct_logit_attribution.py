@@ -126,7 +126,11 @@ def _parts(
     """Every component's contribution; components a model lacks have no row."""
     n_heads, n_layers = model.sizes.n_heads, model.sizes.n_layers
     heads = [f"H{head}" for head in range(n_heads)]
-    labels = ("embed", *heads, "attn_bias", "mlp", "constant")
+    # Without its heads, what attention writes is not its bias alone.
+    whole = {s.layer for s in seen if s.short == "hook_attn_out"} - {
+        s.layer for s in seen if s.short == "attn.hook_result"
+    }
+    labels = ("embed", *heads, "attn" if whole else "attn_bias", "mlp", "constant")
     parts = slope.new_zeros(len(slope), len(labels), n_layers)
     for site, value in seen.items():
         if site.layer is None:
