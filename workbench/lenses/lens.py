@@ -22,6 +22,8 @@ from workbench.core.run import Check as Cancel
 from workbench.core.run import Columns, run
 from workbench.core.sites import Selector, Site, Sites, select
 
+STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -125,6 +127,7 @@ class LensMethod(ABC):
             axes=(
                 Axis("site", tuple(map(str, wanted))),
                 Axis("pos", tuple(map(str, read))),
+                Axis("rank", tuple(map(str, range(k)))),
             ),
             unit="probability",
             checks=(_last_layer(model, wanted, columns[3]),),
@@ -133,17 +136,19 @@ class LensMethod(ABC):
                 method=type(self).__name__,
                 source=self.source,
                 data=list(ids),
-                parameters={**hyper_parameters(self), "sites": list(map(str, wanted))},
+                parameters={
+                    **hyper_parameters(self),
+                    "sites": list(map(str, wanted)),
+                    "plan": list(map(str, trace.plan)),
+                },
             ),
         )
 
 
 def _streams(sites: Sites) -> Sites:
     for site in sites:
-        if site.axes != ("batch", "pos", "d_model"):
-            raise OptionError(
-                "sites", "places in the residual stream (batch pos d_model)", str(site)
-            )
+        if site.short not in STREAMS:
+            raise OptionError("sites", f"places in the residual stream: {' '.join(STREAMS)}", site)
     return sites
 
 

@@ -22,7 +22,7 @@ from workbench.core.run import Check as Cancel
 from workbench.core.sites import Site, one_site
 from workbench.steering.quality import quality
 
-Rows = Float[Tensor, "text d"]
+Rows = Float[Tensor, "_text d"]  # both sides may have as many as they like
 MINIMUM = 2  # texts on each side: a spread needs two
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.core.result import Check
 
-Rows = Float[Tensor, "text d"]
+Rows = Float[Tensor, "_text d"]  # both sides may have as many as they like
 Fit = Callable[[Rows, Rows], Float[Tensor, " d"]]
 DRAWS = 500
 SPLITS = 50
