@@ -121,6 +121,10 @@ const paint = (root, canvas, out) => {
   root.base.getContext('2d').drawImage(canvas, 0, 0)
   overlay(root, canvas)
   out.value = rest(root)
+  const scroll = canvas.parentElement, at = left + root.at[1] * w
+  if (W > scroll.clientWidth && (at < scroll.scrollLeft + left || at + w > scroll.scrollLeft + scroll.clientWidth)) {
+    scroll.scrollLeft = at + w + PAD - scroll.clientWidth  // the picked cell is in sight
+  }
 }
 
 const cells = (f, g, { left, top, w, h }, rgb, shade, colours, mono) => {

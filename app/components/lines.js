@@ -37,7 +37,8 @@ const draw = (root, data) => {
   }
   const room = up ? box.bottom - box.top : box.right - box.left, every = Math.max(1, Math.ceil(n * (up ? 16 : 34) / room))
   data.steps.forEach((words, i) => {
-    if (i % every && i !== data.picked) return
+    const crowded = data.picked !== null && Math.abs(i - data.picked) < every
+    if (i !== data.picked && (i % every || crowded)) return
     if (up) text(box.left - 6, along(i) + 4, words, 'end'); else text(along(i), box.bottom + 14, words, 'middle')
   })
   if (up) {

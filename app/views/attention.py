@@ -108,7 +108,7 @@ def head(
         high=max(high, 1e-6),
         picked=(min(_query(pattern, state), count - 1), _best_key(pattern, state)),
         column_labels="top",
-        cell=(6, 26),
+        cell=(6, 28),
     )
     return view, figure
 

@@ -6,7 +6,19 @@ from app.results import DirectionCard, DoseCurve, TwinResult
 from app.state import Investigation, Recipe, Steering
 from app.views.code import direction, script
 from app.views.figures import Array, Check, Foot, Line, Lines, Table, View
-from app.views.words import Sentence, percent, plain, say, shown, signed, strong, times, tiny, token
+from app.views.words import (
+    Sentence,
+    percent,
+    plain,
+    round_ticks,
+    say,
+    shown,
+    signed,
+    strong,
+    times,
+    tiny,
+    token,
+)
 
 QUESTION = say("What does steering change, and at what price?")
 STRENGTHS = tuple(round(0.25 * step, 2) for step in range(-12, 13))  # gaps
@@ -97,29 +109,29 @@ def dose_figure(dose: DoseCurve, steering: Steering) -> tuple[Lines, Lines]:
     """The metric by strength, and how far the next-token distribution moves."""
     steps = tuple(signed(float(s)).removesuffix("0") for s in dose.strengths)
     nearest = int(np.argmin(np.abs(dose.strengths - steering.strength)))
-    low, high = _range(dose.metric)
+    ticks = round_ticks(float(dose.metric.min()), float(dose.metric.max()))
     metric = Lines(
         lines=(Line("target − foil", dose.metric, "accent"),),
         steps=steps,
         step_title="strength, gaps",
         value_title="logits",
-        low=low,
-        high=high,
+        low=ticks[0],
+        high=ticks[-1],
         label="Logit difference by steering strength",
         picked=nearest,
-        ticks=tuple((v, signed(v)) for v in np.linspace(low, high, 4).tolist()),
+        ticks=tuple((v, f"{v:+g}".replace("-", "−") if v else "0") for v in ticks),
     )
-    top = max(float(dose.divergence.max()), 1e-3)
+    bits = round_ticks(0.0, float(dose.divergence.max()))
     moved = Lines(
         lines=(Line("KL from the unsteered model", dose.divergence, ""),),
         steps=steps,
         step_title="strength, gaps",
         value_title="bits",
-        low=0.0,
-        high=top,
+        low=bits[0],
+        high=bits[-1],
         label="How far the next-token distribution moves by steering strength",
         picked=nearest,
-        ticks=tuple((v, plain(v)) for v in np.linspace(0, top, 4).tolist()),
+        ticks=tuple((v, f"{v:g}") for v in bits),
     )
     return metric, moved
 
@@ -170,7 +182,7 @@ def _checks(result: TwinResult) -> tuple[Check, ...]:
 
 
 def _separation(card: DirectionCard) -> tuple[Check, ...]:
-    bad = {"p of chance": lambda v: v > 0.05, "held-out d'": lambda v: v < 1}
+    bad = {"p of chance": lambda v: v > 0.05, "held-out d'": lambda v: not v >= 1}  # NaN: unknown
     return tuple(
         Check(q.name, plain(q.value, q.unit), "", not bad.get(q.name, lambda _: False)(q.value))
         for q in card.quality
@@ -184,9 +196,3 @@ def direction_sentence(card: DirectionCard) -> Sentence:
         strong(percent(card.relative)),
         " of the stream's norm there.",
     )
-
-
-def _range(values: Array) -> tuple[float, float]:
-    low, high = float(values.min()), float(values.max())
-    room = max(0.05 * (high - low), 0.05)
-    return low - room, high + room

@@ -91,6 +91,15 @@ def times(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
+def round_ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
+    """Round numbers from at most `low` to at least `high`, evenly apart, about `most` of them."""
+    span = max(high - low, 1e-3)
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(power * m for m in (1, 2, 5, 10, 20) if power * m * (most - 1) >= span)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return tuple(round(i * step, 10) for i in range(first, max(last, first + 1) + 1))
+
+
 def _with_unit(number: str, unit: str) -> str:
     return f"{number} {unit}".rstrip()
 

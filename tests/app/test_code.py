@@ -34,7 +34,7 @@ def ask():
     return answer
 
 
-FULL = (specs.Read, specs.Lens, specs.Trajectory, specs.Components, specs.Dose)
+FULL: tuple[Any, ...] = (specs.Read, specs.Lens, specs.Trajectory, specs.Components, specs.Dose)
 
 
 def execute(code: str) -> tuple[dict[str, Any], str]:

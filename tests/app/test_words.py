@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.views.words import percent, plain, shown, signed, times, tiny, typed
+from app.views.words import literal, percent, plain, round_ticks, shown, signed, times, tiny, typed
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,28 @@ def test_shares_are_per_cent(share, told):
 )
 def test_rounding_errors_are_powers_of_ten(value, told):
     assert tiny(value) == told
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (-7.2, 6.9, (-10, -5, 0, 5, 10)),
+        (0, 5.99, (0, 2, 4, 6)),
+        (0, 0, (0, 0.0002)),
+        (0.11, 0.19, (0.1, 0.12, 0.14, 0.16, 0.18, 0.2)),
+    ],
+)
+def test_ticks_are_round_and_hold_the_range(low, high, ticks):
+    assert round_ticks(low, high) == pytest.approx(ticks)
+
+
+@given(st.floats(-1e4, 1e4), st.floats(0, 1e4))
+def test_ticks_hold_any_range(low, span):
+    ticks = round_ticks(low, low + span)
+    assert ticks[0] <= low + 1e-6
+    assert ticks[-1] >= low + span - 1e-6
+    assert 2 <= len(ticks) <= 9
+
+
+def test_a_label_shows_a_name_as_it_is():
+    assert literal("my_model") == "my\\_model"
