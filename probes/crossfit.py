@@ -15,6 +15,7 @@ from probes.controls import shuffled_labels
 from probes.data import TextData, group_numbers
 from probes.folds import folds
 from probes.method import Probe, ProbeMethod
+from workbench.core.errors import OptionError
 
 
 @final
@@ -48,8 +49,10 @@ def split_of(data: TextData, n_folds: int, n_shuffles: int, seed: int) -> Split:
     """The folds of a data set; equal texts share a group, whatever the data say.
 
     Raises:
-        OptionError: If a class has fewer groups than there are folds.
+        OptionError: If there is one class only, or one with fewer groups than there are folds.
     """
+    if len(set(data.labels)) < 2:
+        raise OptionError("data.labels", "of two classes or more", sorted(set(data.labels)))
     y, groups = torch.tensor(data.labels), torch.tensor(group_numbers(data.texts, data.groups))
     fold = folds(y, groups, n_folds, seed=seed)
     return Split(y, groups, fold, shuffled_labels(y, groups, fold, n_shuffles, seed=seed))

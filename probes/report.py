@@ -108,7 +108,7 @@ class ProbeReport(Result):
             shuffled=float(self.shuffled_95[self.sites.index(site)]),
             bag_of_words=self.bag_of_words,
             n=self.n,
-            direction=self.direction(site) if len(self.label_names) == 2 else None,
+            direction=self.direction(site) if self.probes[site].n_classes == 2 else None,
         )
 
     @property
@@ -132,7 +132,7 @@ class ProbeReport(Result):
             OptionError: If `kind` or `of` is unknown, or `of` is left open with many classes.
         """
         where = self.best.site if site is None else self._own(site)
-        towards = self.label_names[1 if of is None else of]
+        towards = dict(enumerate(self.label_names)).get(1 if of is None else of, "")
         parameters = {**self.provenance.parameters, "site": str(where), "kind": kind}
         return self.probes[where].direction(
             where,

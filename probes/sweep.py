@@ -72,13 +72,9 @@ def sweep(  # noqa: PLR0913 - what is read where, how it is tested, and how it i
         "n_folds": n_folds,
         "n_shuffles": n_shuffles,
     }
+    name, source = type(chosen).__name__, chosen.source
     made_by = provenance(
-        model,
-        method=type(chosen).__name__,
-        source=chosen.source,
-        data=used.digest,
-        parameters=parameters,
-        seed=seed,
+        model, method=name, source=source, data=used.digest, parameters=parameters, seed=seed
     )
     return _report(used, split, fits, made_by)
 
@@ -95,29 +91,28 @@ def _of(progress: Progress, total: int) -> Progress:
 def _report(
     data: TextData, split: Split, fits: Mapping[Site, CrossFit], made_by: Provenance
 ) -> ProbeReport:
-    sites = tuple(fits)
+    sites, seed = tuple(fits), made_by.seed or 0
     right = torch.stack([fit.right for fit in fits.values()])
     inner = torch.stack([fit.inner_accuracy for fit in fits.values()])
     shuffled = torch.stack([fit.shuffled for fit in fits.values()])
     chosen = inner.argmax(0)  # the site that each fold's own training rows chose
-    selected = right.gather(0, chosen[split.fold][None])[0]
-    judged = torch.cat([right, selected[None]]).double().T  # row (site, selected)
-    low, high = grouped_interval(judged, split.groups, seed=made_by.seed or 0)
-    accuracy = judged.mean(0)
-    commonest = float(controls.majority(split.y, split.fold).double().mean())
-    words = controls.bag_of_words(data.texts, split.y, split.fold)
+    selected = right.gather(0, chosen[split.fold][None])
+    low, high = grouped_interval(torch.cat([right, selected]).double().T, split.groups, seed=seed)
     selection = Selection(
-        accuracy=float(accuracy[-1]),
+        accuracy=float(selected.double().mean()),
         low=float(low[-1]),
         high=float(high[-1]),
         sites=tuple(sites[index] for index in chosen.tolist()),
     )
+    commonest = float(controls.majority(split.y, split.fold).double().mean())
+    words = controls.bag_of_words(data.texts, split.y, split.fold)
+    gain = _gain(selected[0], words, split, seed)
     return ProbeReport(
         axes=(Axis("site", tuple(map(str, sites))),),
         sites=sites,
         label_names=data.label_names,
         n_groups=len(split.groups.unique()),
-        accuracy=accuracy[:-1],
+        accuracy=right.double().mean(1),
         low=low[:-1],
         high=high[:-1],
         shuffled=shuffled,
@@ -128,10 +123,7 @@ def _report(
         right=right,
         folds=split.fold,
         probes={site: fit.probe for site, fit in fits.items()},
-        checks=(
-            *_checks(selection, commonest, shuffled),
-            _gain(selected, words, split, made_by.seed or 0),
-        ),
+        checks=(*_checks(selection, commonest, shuffled), gain),
         provenance=made_by,
     )
 

@@ -193,6 +193,9 @@ def test_progress_is_told_and_a_check_cancels() -> None:
 
     with pytest.raises(CancelledError, match="enough"):
         probes.sweep(tiny.model(), letters(60, at=0), STREAM, check=cancel)
+    x, split = tiny.normal(60, 4), split_of(letters(60, at=0), 5, 1, 0)
+    with pytest.raises(CancelledError, match="enough"):  # between fits, too
+        cross_fit(Logistic(), x, split, check=cancel)
 
 
 def test_many_classes_have_a_direction_each() -> None:
@@ -205,6 +208,8 @@ def test_many_classes_have_a_direction_each() -> None:
     assert report.selected_accuracy > report.majority + 0.2
     with pytest.raises(OptionError, match="of must be a class from 0 to 2, got None"):
         report.direction()
+    with pytest.raises(OptionError, match="of must be a class from 0 to 2, got 3"):
+        report.direction(of=3)
 
 
 def test_what_cannot_be_swept_is_a_typed_error() -> None:
@@ -215,6 +220,9 @@ def test_what_cannot_be_swept_is_a_typed_error() -> None:
         probes.sweep(model, data, "blocks.9.hook_resid_post")
     with pytest.raises(OptionError, match="n_shuffles must be 1 or more"):
         probes.sweep(model, data, n_shuffles=0)
+    one = TextData("one", data.texts, (0,) * 60, data.label_names, data.groups)
+    with pytest.raises(OptionError, match=r"data\.labels must be of two classes"):
+        probes.sweep(model, one)
     with pytest.raises(OptionError, match="n_folds must be 2 to"):
         probes.sweep(model, data, n_folds=61)
     with pytest.raises(UnknownNameError, match="The sweep did not read it"):
