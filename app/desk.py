@@ -14,6 +14,7 @@ import streamlit as st
 
 from app.components.prose import prose
 from app.host import Failure, Host, Job, State
+from app.process import first_model
 from app.results import AboutModel, Reading
 from app.specs import Components, Lens, Read, Spec, Trajectory, digest
 from app.state import Investigation
@@ -34,7 +35,7 @@ LOOK: Final = 0.2  # seconds between two looks at a running job
 def current() -> Investigation:
     """The session's investigation."""
     state = st.session_state.get(STATE)
-    return state if isinstance(state, Investigation) else Investigation()
+    return state if isinstance(state, Investigation) else Investigation(model=first_model())
 
 
 def become(state: Investigation) -> None:

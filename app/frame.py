@@ -86,7 +86,9 @@ def _frame(server: Host) -> Desk | None:
             _model_menu(slot, state, None, None)
             return None
         if about.name != state.model:
-            _fall_back(about, state)
+            st.session_state[NOTICE] = about.notice
+        if about.name != state.model or _is_strange(state, about):
+            _begin(about, state)
         reading = ask(server, _question(state), Reading, view="frame", what="reading", height=90)
         _model_menu(slot, state, about, reading)
         if reading is None:
@@ -190,9 +192,14 @@ def _bar(reading: Reading | None, state: Investigation) -> None:
     )
 
 
-def _fall_back(about: AboutModel, state: Investigation) -> None:
+def _is_strange(state: Investigation, about: AboutModel) -> bool:
+    """Whether the prompt is the one every session begins with, and none for this model."""
+    known = {example.prompt for example in about.examples}
+    return state.prompt == Investigation().prompt and state.prompt not in known
+
+
+def _begin(about: AboutModel, state: Investigation) -> None:
     """Goes on with the model that is there, and with a prompt it knows."""
-    st.session_state[NOTICE] = about.notice
     st.session_state[STATE] = _example(replace(state, model=about.name), about.examples[0])
     st.rerun()
 

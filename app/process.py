@@ -1,10 +1,12 @@
 """What a process has one of: the host and the pages; where the app and the library meet."""
 
+import os
 from collections.abc import Mapping
 from functools import cache
 
 from app.host import Host, Runner
 from app.page import Page
+from app.state import DEFAULT_MODEL
 
 
 @cache
@@ -19,6 +21,11 @@ def pages() -> Mapping[str, Page]:
     from workbench.core.registry import discover
 
     return dict(discover("app.pages", "PAGE", Page))
+
+
+def first_model() -> str:
+    """The model a new session begins with: what `workbench app --model` asked for, if anything."""
+    return os.environ.get("WORKBENCH_MODEL") or DEFAULT_MODEL
 
 
 def _start() -> Runner:

@@ -25,9 +25,8 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.host import Host, Job
-from app.process import host
+from app.process import first_model, host
 from app.specs import About
-from app.state import DEFAULT_MODEL
 
 TICK: Final = (
     0.05  # seconds between two looks at a job; pushes closer than that cost more than they show
@@ -39,10 +38,10 @@ _log = logging.getLogger("workbench.app")
 
 @asynccontextmanager
 async def lifespan(_: object) -> AsyncGenerator[None]:
-    """Opens the host while the server starts, loads the default model, and closes with it."""
+    """Opens the host while the server starts, loads the first model, and closes with it."""
     desk = host()
     desk.open()
-    desk.submit(About(DEFAULT_MODEL), "the start")
+    desk.submit(About(first_model()), "the start")
     try:
         yield
     finally:

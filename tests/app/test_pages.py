@@ -147,3 +147,18 @@ def test_the_default_model_is_replaced_by_the_built_in_one_where_it_is_missing()
     assert not test.exception
     assert test.session_state[STATE].model == "induction"
     assert "is not on this machine" in shown(test)
+
+
+def test_the_command_line_says_which_model_comes_first(monkeypatch):
+    monkeypatch.setenv("WORKBENCH_MODEL", "induction")
+    test = AppTest.from_file(str(SCRIPT), default_timeout=30)
+    test.run()
+    assert not test.exception
+    assert (test.session_state[STATE].model, test.session_state[STATE].target) == ("induction", "g")
+    assert "is not on this machine" not in shown(test)
+
+
+def test_another_model_brings_a_prompt_it_can_read():
+    test = screen(state=Investigation(model="induction"))
+    assert not test.exception
+    assert test.session_state[STATE].prompt == "fbhadgecfbhad"
