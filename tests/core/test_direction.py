@@ -1,0 +1,80 @@
+"""A direction is a vector with its sizes; as an intervention it is added or projected out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import workbench as wb
+from tests import tiny
+from workbench.core.direction import Direction
+from workbench.core.errors import OptionError
+from workbench.core.provenance import Provenance
+from workbench.core.result import Check
+
+SITE = wb.Site.parse("blocks.1.hook_resid_post")
+
+
+def direction(label: str = "") -> Direction:
+    return Direction(
+        site=SITE,
+        vector=4 * torch.nn.functional.normalize(tiny.normal(24), dim=0),
+        gap=3.0,
+        sigma=2.0,
+        norm=10.0,
+        unit="activation",
+        checks=(Check("held-out d'", 1.5, "spreads", "above 2 is clear"),),
+        provenance=Provenance("m", "s", "model", "f", "float32", "d"),
+        label=label,
+    )
+
+
+def test_its_unit_vector_and_sizes() -> None:
+    found = direction()
+    assert float(found.unit_vector.norm()) == pytest.approx(1)
+    sizes = {"raw": 4.0, "gap": 3.0, "sigma": 2.0, "norm": 10.0}
+    assert dict(found.unit_sizes()) == pytest.approx(sizes)
+    assert found.axes[0].name == "d"
+    assert len(found.axes[0].labels) == 24
+
+
+def test_at_adds_so_many_units_where_it_is_told() -> None:
+    step = direction("joy").at(-1.5, unit="sigma", positions=[1], rows=[0])
+    assert (step.strength, step.unit, step.unit_size, step.size) == (-1.5, "sigma", 2.0, -3.0)
+    assert str(step) == "joy -1.5 sigma at blocks.1.hook_resid_post"
+    model = tiny.model("gpt2", torch.float64)
+    plain = wb.run(model, ["abc", "def"], record=[SITE])[SITE]
+    moved = wb.run(model, ["abc", "def"], plan=[step], record=[SITE])[SITE] - plain
+    tiny.close(moved[0, 1], -3.0 * direction().unit_vector.double(), 1e-6)
+    moved[0, 1] = 0
+    assert not moved.any()
+
+
+def test_it_may_be_written_elsewhere_than_it_was_read() -> None:
+    step = direction().at(1.0, site="blocks.*.hook_resid_pre")
+    assert step.sites == ("blocks.*.hook_resid_pre",)
+    assert str(step) == "direction +1 gap at blocks.*.hook_resid_pre"
+
+
+def test_a_plan_of_it_is_the_same_from_its_file(tmp_path: Path) -> None:
+    plan = wb.Plan((direction().at(2.0), direction().erase(positions=-1)))
+    read = wb.Plan.load(plan.save(tmp_path / "plan"))
+    model = tiny.model()
+    one, other = wb.run(model, "abc", plan=plan).logits, wb.run(model, "abc", plan=read).logits
+    assert tiny.same_bytes(one, other)
+
+
+def test_an_unknown_unit_is_refused() -> None:
+    with pytest.raises(OptionError, match="unit must be one of raw, gap, sigma, norm, got 'sd'"):
+        tiny.unchecked(Direction.at)(direction(), 1.0, unit="sd")
+
+
+def test_it_shows_its_sizes_with_its_checks_and_is_saved(tmp_path: Path) -> None:
+    rows = {row["quantity"]: row["value"] for row in direction().table().rows()}
+    assert rows == pytest.approx(
+        {"raw": 4.0, "gap": 3.0, "sigma": 2.0, "norm": 10.0, "held-out d'": 1.5}
+    )
+    read = wb.load_result(direction().save(tmp_path / "joy.safetensors"))
+    assert read.kind == "Direction"
+    assert torch.equal(read.tensors["vector"], direction().vector)
+    assert read.checks == direction().checks

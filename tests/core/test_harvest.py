@@ -1,0 +1,140 @@
+"""A row per text, as a run of that text alone gives it, whatever the batches."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import workbench as wb
+from tests import tiny
+from workbench.core.data import batch_of
+from workbench.core.errors import (
+    EmptySelectionError,
+    NonFiniteError,
+    NotRecordedError,
+    OptionError,
+    PromptError,
+    UnknownNameError,
+)
+from workbench.core.harvest import _columns, harvest
+
+SITE = wb.Site.parse("blocks.1.hook_resid_post")
+TEXTS = ["abcdefgh", "xy", "hello", "zz top", "abc", "q w e r t", "no"]
+kinds = pytest.mark.parametrize("kind", tiny.KINDS)
+
+
+def alone(kind: str, ids: list[int], site: wb.Site = SITE) -> Tensor:
+    """The activations of one text on its own."""
+    model = tiny.model(kind, torch.float64)
+    return wb.run(model, ids, record=[site])[site][0].flatten(1)
+
+
+@kinds
+@pytest.mark.parametrize("position", ["last", "first", "mean", 0, 1, -1, -2])
+@pytest.mark.parametrize("max_tokens", [1, 12, 2048])
+def test_a_row_is_that_of_a_single_run(kind: str, position: str | int, max_tokens: int) -> None:
+    model = tiny.model(kind, torch.float64)
+    found = harvest(model, TEXTS, SITE, position=position, max_tokens=max_tokens)  # pyright: ignore[reportArgumentType]
+    at = {"last": -1, "first": 0}
+    for row, text in zip(found.rows[SITE], TEXTS, strict=True):
+        values = alone(kind, list(text.encode()))
+        exact = values.mean(0) if position == "mean" else values[at.get(str(position), position)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        tiny.close(row, exact)
+    assert found.lengths == tuple(map(len, TEXTS))
+    assert found.position == position
+
+
+def test_the_mean_leaves_out_the_token_that_begins_a_text() -> None:
+    ids = [[tiny.BOS, 65, 66], [65, 66, 67, 68], [tiny.BOS]]
+    rows = harvest(tiny.model("llama", torch.float64), ids, SITE, position="mean").rows[SITE]
+    tiny.close(rows[0], alone("llama", ids[0])[1:].mean(0))
+    tiny.close(rows[1], alone("llama", ids[1]).mean(0))
+    tiny.close(rows[2], alone("llama", ids[2])[0])  # nothing else to read
+
+
+@kinds
+def test_several_sites_and_heads_come_flat(kind: str) -> None:
+    model = tiny.model(kind, torch.float64)
+    found = harvest(model, TEXTS, ["blocks.*.attn.hook_z", "hook_embed"])
+    assert next(iter(found.rows)) == wb.Site("hook_embed")
+    assert len(found.rows) == 4
+    for site, rows in found.rows.items():
+        tiny.close(rows[0], alone(kind, list(TEXTS[0].encode()), site)[-1])
+
+
+def test_the_forward_ends_after_the_last_block_asked_for() -> None:
+    model, last = tiny.model(), wb.Site.parse("blocks.0.hook_resid_post")
+    late = wb.Intervention("blocks.1.hook_mlp_out", wb.ops.zero())
+    with pytest.raises(wb.WorkbenchError, match="the run ended before block 1"):
+        harvest(model, TEXTS, last, plan=[late])
+    first = wb.Intervention("blocks.0.hook_mlp_out", wb.ops.zero())
+    with pytest.raises(wb.WorkbenchError, match="the run ended before block 0"):
+        harvest(model, TEXTS, "hook_embed", plan=[first])
+
+
+@kinds
+def test_a_plan_is_carried_out(kind: str) -> None:
+    model = tiny.model(kind, torch.float64)
+    plan = [wb.Intervention("blocks.0.hook_resid_pre", wb.ops.scale(2.0), positions=-1)]
+    rows = harvest(model, TEXTS, SITE, plan=plan, max_tokens=12).rows[SITE]
+    for row, text in zip(rows, TEXTS, strict=True):
+        tiny.close(row, wb.run(model, text, plan=plan, record=[SITE])[SITE][0, -1])
+
+
+def test_a_plan_may_be_an_iterator() -> None:
+    plan = [wb.Intervention("blocks.0.hook_mlp_out", wb.ops.zero())]
+    one = harvest(tiny.model(), TEXTS, SITE, plan=iter(plan), max_tokens=1).rows[SITE]
+    assert torch.equal(one, harvest(tiny.model(), TEXTS, SITE, plan=plan, max_tokens=1).rows[SITE])
+
+
+def test_rows_of_a_plan_are_refused_for_texts_are_batched_by_length() -> None:
+    plan = [wb.Intervention("blocks.0.hook_mlp_out", wb.ops.zero(), rows=0)]
+    with pytest.raises(OptionError, match="plan must be without rows"):
+        harvest(tiny.model(), TEXTS, SITE, plan=plan)
+
+
+def test_batches_stay_within_their_budget_and_are_told() -> None:
+    seen: list[tuple[int, int]] = []
+    sizes: list[int] = []
+
+    def watch(done: int, total: int) -> None:
+        sizes.append(done - (seen[-1][0] if seen else 0))
+        seen.append((done, total))
+
+    harvest(tiny.model(), TEXTS, SITE, max_tokens=12, progress=watch)
+    lengths = sorted(map(len, TEXTS))
+    ends = [done for done, _ in seen]
+    assert seen[-1] == (7, 7)
+    assert all(
+        size == 1 or lengths[end - 1] * size <= 12 for size, end in zip(sizes, ends, strict=True)
+    )
+
+
+def test_it_refuses_what_it_cannot_read() -> None:
+    model = tiny.model()
+    with pytest.raises(OptionError, match="position must be within 2 tokens, got 4"):
+        harvest(model, TEXTS, SITE, position=4)
+    with pytest.raises(OptionError, match="position must be within 2 tokens, got -3"):
+        harvest(model, TEXTS, SITE, position=-3)
+    with pytest.raises(OptionError, match="position must be 'last', 'first', 'mean' or an index"):
+        tiny.unchecked(_columns)("middle", batch_of(model, TEXTS))
+    with pytest.raises(TypeError, match="float"):
+        tiny.unchecked(_columns)(1.5, batch_of(model, TEXTS))
+    with pytest.raises(OptionError, match="sites with a position axis"):
+        harvest(model, TEXTS, "blocks.0.attn.hook_pattern")
+    with pytest.raises(UnknownNameError, match="No site named"):
+        harvest(model, TEXTS, "blocks.7.hook_resid_post")
+    with pytest.raises(PromptError, match="Prompt 1 is empty"):
+        harvest(model, ["a", ""], SITE)
+    with pytest.raises(PromptError, match="There is no prompt"):
+        harvest(model, [], SITE)
+
+
+def test_a_row_that_is_not_finite_is_refused() -> None:
+    wild = [wb.Intervention("blocks.1.hook_mlp_out", wb.ops.scale(float(2**127)))]
+    with pytest.raises(NonFiniteError):
+        harvest(tiny.model(), TEXTS, SITE, plan=[*wild, *wild])
+
+
+def test_nothing_recorded_is_an_error_and_no_empty_row() -> None:
+    with pytest.raises((EmptySelectionError, NotRecordedError)):
+        harvest(tiny.model(), TEXTS, [])
