@@ -37,7 +37,7 @@ def test_a_row_is_that_of_a_single_run(kind: str, position: str | int, max_token
     at = {"last": -1, "first": 0}
     for row, text in zip(found.rows[SITE], TEXTS, strict=True):
         values = alone(kind, list(text.encode()))
-        exact = values.mean(0) if position == "mean" else values[at.get(str(position), position)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        exact = values.mean(0) if position == "mean" else values[at.get(str(position), position)]  # pyright: ignore[reportArgumentType]
         tiny.close(row, exact)
     assert found.lengths == tuple(map(len, TEXTS))
     assert found.position == position
