@@ -67,7 +67,7 @@ format: $(DEV_READY) ## format, and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 
 assets: $(DEV_READY) ## pull the model and the data that the tests need
-	@for asset in $(TEST_ASSETS); do $(BIN)/workbench pull $$asset || exit; done
+	@for asset in $(TEST_ASSETS); do TQDM_DISABLE=1 $(BIN)/workbench pull $$asset || exit; done
 
 chromium:
 	@command -v chromium >/dev/null && exit 0; \
