@@ -1,6 +1,7 @@
 """What every attribution method keeps to, those to come included."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -80,9 +81,11 @@ def test_equal_prompts_have_no_effect(method: AttributionMethod, kind: str) -> N
 
 
 def test_misspelt_keywords_and_sites_are_refused(method: AttributionMethod) -> None:
-    with pytest.raises(TypeError, match="axis"):
-        tiny.unchecked(type(method).__call__)(method, tiny.model(), ONE, axis=["layer"])
-    with pytest.raises(TypeError, match="stepz"):
-        tiny.unchecked(type(method))(stepz=3)
+    call: Any = method
+    kind: Any = type(method)
+    with tiny.unchecked(), pytest.raises(TypeError, match="axis"):
+        call(tiny.model(), ONE, axis=["layer"])
+    with tiny.unchecked(), pytest.raises(TypeError, match="stepz"):
+        kind(stepz=3)
     with pytest.raises(UnknownNameError, match="No site named"):
         method(tiny.model(), ONE, sites="blocks.*.hook_nothing")

@@ -1,6 +1,7 @@
 """What every steering method keeps to, those to come included."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -84,8 +85,9 @@ def test_it_steers_both_ways_and_not_at_all(method: SteeringMethod, kind: str) -
 
 
 def test_misspelt_keywords_are_refused(method: SteeringMethod) -> None:
-    call = tiny.unchecked(type(method).__call__)
-    with pytest.raises(TypeError, match="positiv"):
-        call(method, tiny.model(), positiv=YES, negative=NO, site=SITE)
-    with pytest.raises(TypeError, match="strengthh"):
-        tiny.unchecked(type(method))(strengthh=3)
+    call: Any = method
+    kind: Any = type(method)
+    with tiny.unchecked(), pytest.raises(TypeError, match="positiv"):
+        call(tiny.model(), positiv=YES, negative=NO, site=SITE)
+    with tiny.unchecked(), pytest.raises(TypeError, match="strengthh"):
+        kind(strengthh=3)

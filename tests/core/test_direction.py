@@ -1,6 +1,7 @@
 """A direction is a vector with its sizes; as an intervention it is added or projected out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,8 +66,10 @@ def test_a_plan_of_it_is_the_same_from_its_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_unit_is_refused() -> None:
-    with pytest.raises(OptionError, match="unit must be one of raw, gap, sigma, norm, got 'sd'"):
-        tiny.unchecked(Direction.at)(direction(), 1.0, unit="sd")
+    at: Any = direction().at
+    told = "unit must be one of raw, gap, sigma, norm, got 'sd'"
+    with tiny.unchecked(), pytest.raises(OptionError, match=told):
+        at(1.0, unit="sd")
 
 
 def test_it_shows_its_sizes_with_its_checks_and_is_saved(tmp_path: Path) -> None:

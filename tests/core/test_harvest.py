@@ -1,12 +1,13 @@
 """A row per text, as a run of that text alone gives it, whatever the batches."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 import workbench as wb
 from tests import tiny
-from workbench.core.data import batch_of
 from workbench.core.errors import (
     EmptySelectionError,
     NonFiniteError,
@@ -15,7 +16,7 @@ from workbench.core.errors import (
     PromptError,
     UnknownNameError,
 )
-from workbench.core.harvest import _columns, harvest
+from workbench.core.harvest import harvest
 
 SITE = wb.Site.parse("blocks.1.hook_resid_post")
 TEXTS = ["abcdefgh", "xy", "hello", "zz top", "abc", "q w e r t", "no"]
@@ -115,10 +116,12 @@ def test_it_refuses_what_it_cannot_read() -> None:
         harvest(model, TEXTS, SITE, position=4)
     with pytest.raises(OptionError, match="position must be within 2 tokens, got -3"):
         harvest(model, TEXTS, SITE, position=-3)
-    with pytest.raises(OptionError, match="position must be 'last', 'first', 'mean' or an index"):
-        tiny.unchecked(_columns)("middle", batch_of(model, TEXTS))
-    with pytest.raises(TypeError, match="float"):
-        tiny.unchecked(_columns)(1.5, batch_of(model, TEXTS))
+    read: Any = harvest
+    told = "position must be 'last', 'first', 'mean' or an index"
+    with tiny.unchecked(), pytest.raises(OptionError, match=told):
+        read(model, TEXTS, SITE, position="middle")
+    with tiny.unchecked(), pytest.raises(TypeError, match="float"):
+        read(model, TEXTS, SITE, position=1.5)
     with pytest.raises(OptionError, match="sites with a position axis"):
         harvest(model, TEXTS, "blocks.0.attn.hook_pattern")
     with pytest.raises(UnknownNameError, match="No site named"):

@@ -1,5 +1,7 @@
 """A direction is the exact difference of means, and is added in the units that it says."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -120,10 +122,13 @@ def test_sides_may_be_of_different_sizes() -> None:
 def test_a_single_text_is_refused(side: str) -> None:
     sides = {"positive": YES, "negative": NO}
     model = tiny.model()
-    call = tiny.unchecked(type(METHOD).__call__)
+    call: Any = METHOD
     for text, told in (("good day", "a single text"), (list(b"good"), "the ids of a single one")):
-        with pytest.raises(OptionError, match=f"must be lists of texts, got '{told}'"):
-            call(METHOD, model, **{**sides, side: text}, site=SITE)
+        with (
+            tiny.unchecked(),
+            pytest.raises(OptionError, match=f"must be lists of texts, got '{told}'"),
+        ):
+            call(model, **{**sides, side: text}, site=SITE)
     with pytest.raises(EmptySelectionError, match="needs 2 texts or more, got"):
         METHOD(model, **{**sides, side: ["alone"]}, site=SITE)  # pyright: ignore[reportArgumentType]
 
@@ -134,8 +139,10 @@ def test_equal_means_are_refused() -> None:
 
 
 def test_an_unknown_unit_is_refused() -> None:
-    with pytest.raises(OptionError, match="unit must be one of raw, gap, sigma, norm, got 'std'"):
-        tiny.unchecked(Direction.at)(made(), 1.0, unit="std")
+    at: Any = made().at
+    told = "unit must be one of raw, gap, sigma, norm, got 'std'"
+    with tiny.unchecked(), pytest.raises(OptionError, match=told):
+        at(1.0, unit="std")
 
 
 @pytest.mark.parametrize(
