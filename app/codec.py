@@ -5,7 +5,7 @@ read when a field is added. Tuples are lists on the wire.
 """
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -90,7 +90,7 @@ def _tuple(kinds: tuple[Any, ...], data: object, where: str) -> tuple[Any, ...]:
 
 def _scalar(kind: Any, data: object, where: str) -> Any:
     if kind is float and isinstance(data, int | float) and not isinstance(data, bool):
-        if math.isfinite(data):
+        if abs(data) <= sys.float_info.max:  # NaN is not, and an integer may be longer
             return float(data)
     elif isinstance(data, kind) and (kind is bool or not isinstance(data, bool)):
         return data

@@ -19,7 +19,7 @@ from app.results import AboutModel, Reading
 from app.specs import Components, Lens, Read, Spec, Trajectory, digest
 from app.state import Investigation
 from app.views.frame import waiting
-from app.views.words import say
+from app.views.words import Words, say
 
 Result = TypeVar("Result")
 Asked = TypeVar("Asked", Read, Lens, Trajectory, Components)
@@ -44,6 +44,16 @@ def become(state: Investigation) -> None:
     st.session_state.pop(WRONG, None)
 
 
+@dataclass(frozen=True)
+class Wait:
+    """What stands in for an answer: its lane, what is computed, its height in pixels, its title."""
+
+    view: str
+    what: str
+    height: int
+    title: Words = ""
+
+
 @final
 @dataclass(frozen=True)
 class Desk:
@@ -54,11 +64,9 @@ class Desk:
     about: AboutModel
     reading: Reading
 
-    def ask(
-        self, spec: Spec, kind: type[Result], *, view: str, what: str, height: int
-    ) -> Result | None:
-        """The answer to `spec`, or nothing after showing why not; `what` names what is computed."""
-        return ask(self.host, spec, kind, view=view, what=what, height=height)
+    def ask(self, spec: Spec, kind: type[Result], wait: Wait) -> Result | None:
+        """The answer to `spec`, or nothing after showing why not."""
+        return ask(self.host, spec, kind, wait)
 
     def submit(self, spec: Spec, *, view: str) -> Job:
         """The job that answers `spec`, without waiting; the stopped one, where it was stopped."""
@@ -76,21 +84,19 @@ def lane(view: str) -> str:
     return f"{st.session_state[_SESSION]}/{view}"
 
 
-def ask(
-    host: Host, spec: Spec, kind: type[Result], *, view: str, what: str, height: int
-) -> Result | None:
+def ask(host: Host, spec: Spec, kind: type[Result], wait: Wait) -> Result | None:
     """The answer to `spec`; meanwhile its shape and a Cancel button, at worst why there is none."""
-    job = submit(host, spec, view)
+    job = submit(host, spec, wait.view)
     if stopped(job):
-        _again(job, Failure(f"Stopped: {what}.", retry=True), view)
+        _again(job, Failure(f"Stopped: {wait.what}.", retry=True), wait)
         return None
     if not job.ended.wait(QUIET):
-        _wait(host, job, what, view, height)
+        _wait(host, job, wait)
     if isinstance(job.result, kind):
         return job.result
     if job.state is State.CANCELLED:
         return None  # by a newer question of this lane, whose script draws this place
-    _again(job, job.failure or Failure(f"No answer: {what}.", retry=True), view)
+    _again(job, job.failure or Failure(f"No answer: {wait.what}.", retry=True), wait)
     return None
 
 
@@ -122,26 +128,33 @@ def _stopped() -> dict[str, str]:
     return st.session_state.setdefault(_STOPPED, {})
 
 
-def _wait(host: Host, job: Job, what: str, view: str, height: int) -> None:
-    place = st.empty()
+def _wait(host: Host, job: Job, wait: Wait) -> None:
+    place, key = st.empty(), f"cancel-{wait.view}"
     with place.container():
-        words, button = st.columns([5, 1], vertical_alignment="center")
-        told = words.empty()
-        button.button("Cancel", key=f"cancel-{view}", on_click=stop, args=(host, job, view))
-        st.skeleton(height=height)
+        if wait.title:
+            prose(key=f"wait-{wait.view}", kind="page", title=wait.title)
+        with st.container(horizontal=True, vertical_alignment="center", key=f"pill-{wait.view}"):
+            told = st.empty()
+            st.button("Cancel", key=key, on_click=stop, args=(host, job, wait.view))
+        st.skeleton(height=wait.height)
     told_last = ""
     while not job.ended.wait(LOOK):
-        text = waiting(what, ahead=host.ahead(job), done=job.done, total=job.total, eta=job.eta)
+        text = waiting(
+            wait.what, ahead=host.ahead(job), done=job.done, total=job.total, eta=job.eta
+        )
         if text != told_last:
             told.caption(text)
             told_last = text
     place.empty()
 
 
-def _again(job: Job, failure: Failure, view: str) -> None:
-    prose(say(failure.message), key=f"failure-{view}", kind="error")
+def _again(job: Job, failure: Failure, wait: Wait) -> None:
+    if wait.title:
+        prose(key=f"wait-{wait.view}", kind="page", title=wait.title)
+    kind = "notice" if stopped(job) else "error"
+    prose(say(failure.message), key=f"failure-{wait.view}", kind=kind)
     if failure.retry:
-        st.button("Retry", key=f"retry-{view}", on_click=resume, args=(job,))
+        st.button("Retry", key=f"retry-{wait.view}", on_click=resume, args=(job,))
 
 
 def callback(act: Callable[[Investigation], Investigation]) -> Callable[[], None]:

@@ -15,7 +15,7 @@ from streamlit.navigation.page import Page as StreamlitPage
 from app.components.bar import bar
 from app.components.prose import prose
 from app.components.strip import strip
-from app.desk import GOING, STATE, WRONG, Desk, ask, become, callback, current
+from app.desk import GOING, STATE, WRONG, Desk, Wait, ask, become, callback, current
 from app.host import Host
 from app.links import arrive, depart
 from app.page import Page
@@ -78,9 +78,7 @@ def _frame(server: Host) -> Desk | None:
             server,
             About(state.model),
             AboutModel,
-            view="about",
-            what="loading the model",
-            height=120,
+            Wait("about", "loading the model", 120),
         )
         if about is None:
             _model_menu(slot, state, None, None)
@@ -89,7 +87,7 @@ def _frame(server: Host) -> Desk | None:
             st.session_state[NOTICE] = about.notice
         if about.name != state.model or _is_strange(state, about):
             _begin(about, state)
-        reading = ask(server, _question(state), Reading, view="frame", what="reading", height=90)
+        reading = ask(server, _question(state), Reading, Wait("frame", "reading the prompt", 90))
         _model_menu(slot, state, about, reading)
         if reading is None:
             if state.plan:

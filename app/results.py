@@ -152,13 +152,17 @@ class Mosaic:
 
 @dataclass(frozen=True)
 class HeadPattern:
-    """One head's attention, exact."""
+    """One head's attention, exact; of a long prompt a window of positions."""
 
-    tokens: tuple[str, ...]
+    tokens: tuple[str, ...]  # of the window
     layer: int
     head: int
     pattern: Array  # query key
-    first: int  # position of the first row and column shown
+    first: int  # position of the first row and column
+    length: int  # positions of the prompt
+    keys: Array  # query rank; positions of the strongest keys in the whole prompt
+    shares: Array  # query rank
+    key_texts: tuple[tuple[str, ...], ...]  # query rank
 
 
 @dataclass(frozen=True)

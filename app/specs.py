@@ -6,10 +6,12 @@ Plain data, no torch: script threads build them, the worker answers them (`app/j
 import json
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 from app.codec import encode
 from app.state import Edit, Recipe
+
+LARGE: Final = 64  # positions of the head on show
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,13 @@ class Attention(Spec):
 
 @dataclass(frozen=True)
 class Head(Spec):
-    """One head's pattern, exact."""
+    """One head's pattern, exact; of a long prompt the window that holds `pos`."""
 
     prompt: str
     plan: tuple[Edit, ...]
     layer: int
     head: int
+    pos: int | None = None
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,8 @@ def _canonical(data: object) -> str:
 
 def _parsed(what: str, text: str) -> object:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+        data = json.loads(text)
+        _canonical(data).encode()  # JSON can spell half a character, which no text holds
+    except (ValueError, RecursionError):  # a ValueError too where a number is too long to read
         raise StateError(f"{what} is not JSON: {text[:60]!r}.") from None
+    return data

@@ -11,6 +11,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
       list.append(option)
     })
     root.replaceChildren(list)
+    const chosen = list.children[data.selected]  // in sight, without moving the page
+    if (chosen) list.scrollTop = chosen.offsetTop - list.offsetTop - list.clientHeight + chosen.offsetHeight + 4
   }
   const options = [...list.children]
   let at = data.selected

@@ -8,10 +8,11 @@ from torch import Tensor
 from workbench.core.axes import Logits, Resid
 from workbench.core.cache import KeyValueCache
 from workbench.core.data import Batch
+from workbench.core.errors import OptionError
 from workbench.core.plan import Plan
 from workbench.core.program import Ledger, compile_plan
 from workbench.core.protocols import Model, Sizes, Vocabulary
-from workbench.core.sites import Sites
+from workbench.core.sites import Sites, select
 from workbench.core.tap import Tap, chain
 
 
@@ -19,10 +20,20 @@ from workbench.core.tap import Tap, chain
 class Planned:
     """`model` with `plan` carried out before whatever else taps it.
 
-    Interventions after the last block would not act; the app has none.
+    Interventions after the last block would not act here, so they are refused.
     """
 
     def __init__(self, model: Model, plan: Plan) -> None:
+        """Checks the plan's sites.
+
+        Raises:
+            OptionError: If one is after the last block.
+        """
+        blocks = [i for i, site in enumerate(model.sites) if site.layer is not None]
+        late = set(model.sites[max(blocks) + 1 :])
+        for one in plan:
+            if late & set(select(one.sites, model.sites)):
+                raise OptionError("site", "at or before the last block in the app", str(one))
         self._model, self._plan = model, plan
 
     @property

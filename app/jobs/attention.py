@@ -9,16 +9,16 @@ from typing_extensions import override
 
 import workbench as wb
 from app.host import Job
-from app.jobs._bench import Bench, prompt_ids, words
+from app.jobs._bench import Bench, prompt_ids, until, words
 from app.jobs._table import Answers
 from app.results import HeadPattern, Mosaic
-from app.specs import Attention, Head
+from app.specs import LARGE, Attention, Head
 from workbench.core.errors import OptionError
 from workbench.core.sites import Site
 from workbench.core.tap import Tap
 
 SIDE = 32  # cells of a tile
-LARGE = 64  # positions of the head on show
+KEYS = 7  # strongest keys of a query: six, and the sink
 PATTERN = "attn.hook_pattern"
 
 
@@ -39,7 +39,7 @@ def attention(bench: Bench, spec: Attention, job: Job) -> Mosaic:
 
 
 def head(bench: Bench, spec: Head, job: Job) -> HeadPattern:
-    """One head's pattern; of a long prompt the last positions.
+    """One head's pattern; of a long prompt the window of positions that ends at the one read.
 
     Raises:
         OptionError: If the model has no such head.
@@ -52,14 +52,21 @@ def head(bench: Bench, spec: Head, job: Job) -> HeadPattern:
     plan = bench.plan(spec.model, spec.plan, job)
     site = f"blocks.{spec.layer}.{PATTERN}"
     trace = wb.run(model, ids, plan=plan, record=[site], logits=False, check=job.check)
-    first = max(0, len(ids) - LARGE)
+    end = min(len(ids), max(LARGE, len(until(ids, spec.pos))))
+    first = max(0, end - LARGE)
+    window = trace[site][0, spec.head, first:end].float()  # query key
+    best = window.topk(min(KEYS, len(ids)))
     text = words(model).token_text
     return HeadPattern(
-        tokens=tuple(map(text, ids[first:])),
+        tokens=tuple(map(text, ids[first:end])),
         layer=spec.layer,
         head=spec.head,
-        pattern=np.ascontiguousarray(trace[site][0, spec.head, first:, first:].float().numpy()),
+        pattern=np.ascontiguousarray(window[:, first:end].numpy()),
         first=first,
+        length=len(ids),
+        keys=best.indices.numpy(),
+        shares=best.values.numpy(),
+        key_texts=tuple(tuple(text(ids[k]) for k in row) for row in best.indices.tolist()),
     )
 
 

@@ -8,10 +8,10 @@ from app.components.bars import bars
 from app.components.foot import foot
 from app.components.heat import heat
 from app.components.prose import prose
-from app.desk import Desk, become, callback, current, question
+from app.desk import Desk, Wait, become, callback, current, question
 from app.page import Page
 from app.results import ComponentScores, HeadPattern, Mosaic
-from app.specs import Attention, Components, Head
+from app.specs import LARGE, Attention, Components, Head
 from app.views import attention as views
 from app.views.words import say
 
@@ -19,33 +19,30 @@ from app.views.words import say
 def render(desk: Desk) -> None:
     """The mosaic, the head on show, and its card."""
     state = desk.state
-    title = st.container()
+    mosaic = desk.ask(
+        Attention(state.model, state.prompt, state.active),
+        Mosaic,
+        Wait("attention", "attention of every head", 560, "Where does each head look?"),
+    )
+    if mosaic is None:
+        return
+    scores = desk.ask(
+        question(desk, Components), ComponentScores, Wait("components", "direct effects", 80)
+    )
+    pattern = _pattern(desk, views.picked(mosaic, scores, state))
+    if pattern is None:
+        return
+    view, figure = views.head(pattern, mosaic, scores, state)
+    prose(*view.sentences, key="attention-title", kind="page", title=view.title)
     small, large, side = st.columns([1.05, 2, 1], gap="medium")
     with small, st.container(key="mosaic-figure"):
-        mosaic = desk.ask(
-            Attention(state.model, state.prompt, state.active),
-            Mosaic,
-            view="attention",
-            what="attention of every head",
-            height=620,
-        )
-        if mosaic is None:
-            return
-        scores = _scores(desk)
-        marked = "Outlined: the largest direct effects."
-        prose(say(marked), key="mosaic-title", title="All heads")
+        prose(views.mosaic_note(mosaic), key="mosaic-title", title="All heads")
         heat(views.tiles(mosaic, scores, state), key="mosaic", file="heads", on_pick=_pick)
     with large, st.container(key="head-figure"):
-        pattern = _pattern(desk, views.picked(mosaic, scores, state))
-        if pattern is None:
-            return
-        view, figure = views.head(pattern, mosaic, scores, state)
         name = f"L{pattern.layer}H{pattern.head}"
         prose(say("Each row is one query; a click reads from it."), key="head-title", title=name)
-        heat(figure, key="head", file=f"L{pattern.layer}H{pattern.head}", on_pick=_query(pattern))
+        heat(figure, key="head", file=name, on_pick=_query(pattern))
         foot(view.foot, key="head-foot")
-    with title:
-        prose(*view.sentences, key="attention-title", kind="page", title=view.title)
     with side, st.container(key="head-card"):
         _card(pattern, scores, desk)
 
@@ -71,24 +68,13 @@ def _card(pattern: HeadPattern, scores: ComponentScores | None, desk: Desk) -> N
     )
 
 
-def _scores(desk: Desk) -> ComponentScores | None:
-    return desk.ask(
-        question(desk, Components),
-        ComponentScores,
-        view="components",
-        what="direct effects of the heads",
-        height=80,
-    )
-
-
 def _pattern(desk: Desk, place: tuple[int, int]) -> HeadPattern | None:
     state = desk.state
+    pos = state.pos if len(desk.reading.tokens) > LARGE else None  # only then does it matter
     return desk.ask(
-        Head(state.model, state.prompt, state.active, *place),
+        Head(state.model, state.prompt, state.active, *place, pos),
         HeadPattern,
-        view="head",
-        what=f"attention of L{place[0]}H{place[1]}",
-        height=560,
+        Wait("head", f"attention of L{place[0]}H{place[1]}", 560, "Where does this head look?"),
     )
 
 

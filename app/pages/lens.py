@@ -9,7 +9,7 @@ from app.components.bars import bars
 from app.components.foot import foot
 from app.components.heat import heat
 from app.components.prose import prose
-from app.desk import Desk, become, callback, current, question
+from app.desk import Desk, Wait, become, callback, current, question
 from app.page import Page
 from app.results import LensReading
 from app.specs import Lens
@@ -19,7 +19,9 @@ from app.views import lens as views
 def render(desk: Desk) -> None:
     """The grid, and beside it the card of the picked cell."""
     reading = desk.ask(
-        question(desk, Lens), LensReading, view="lens", what="reading every layer", height=560
+        question(desk, Lens),
+        LensReading,
+        Wait("lens", "reading every layer", 560, views.QUESTION),
     )
     if reading is None:
         return

@@ -9,7 +9,7 @@ from app.components.bars import bars
 from app.components.foot import foot
 from app.components.lines import lines
 from app.components.prose import prose
-from app.desk import Desk, become, current, go, question
+from app.desk import Desk, Wait, become, current, go, question
 from app.page import Page
 from app.results import ComponentScores, Path
 from app.specs import Components, Trajectory
@@ -33,9 +33,7 @@ def render(desk: Desk) -> None:
 
 
 def _layers(desk: Desk) -> None:
-    path = desk.ask(
-        question(desk, Trajectory), Path, view="path", what="reading every layer", height=320
-    )
+    path = desk.ask(question(desk, Trajectory), Path, Wait("path", "reading every layer", 320))
     if path is None:
         return
     view, figure = overview.by_layer(path, desk.state)
@@ -54,9 +52,7 @@ def _parts(desk: Desk) -> None:
     scores = desk.ask(
         question(desk, Components),
         ComponentScores,
-        view="components",
-        what="attributing to parts",
-        height=320,
+        Wait("components", "attributing to parts", 320),
     )
     if scores is None:
         return

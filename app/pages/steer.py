@@ -9,7 +9,7 @@ from app.components.foot import foot
 from app.components.lines import lines
 from app.components.prose import prose
 from app.components.twin import Column, Piece, twin
-from app.desk import Desk, become, current, resume, stopped
+from app.desk import Desk, Wait, become, current, resume, stopped
 from app.host import Job, State
 from app.page import Page
 from app.results import DirectionCard, DoseCurve, TwinResult
@@ -29,9 +29,7 @@ def render(desk: Desk) -> None:
     card = desk.ask(
         Direct(desk.state.model, recipe),
         DirectionCard,
-        view="direction",
-        what="making the direction",
-        height=160,
+        Wait("direction", "making the direction", 160),
     )
     if card is None:
         with title:
@@ -229,7 +227,7 @@ def _dose(desk: Desk, recipe: Recipe) -> DoseCurve | None:
         recipe=recipe,
         strengths=views.STRENGTHS,
     )
-    return desk.ask(spec, DoseCurve, view="dose", what="the metric by strength", height=240)
+    return desk.ask(spec, DoseCurve, Wait("dose", "the metric by strength", 240))
 
 
 def _curves(desk: Desk, recipe: Recipe) -> None:

@@ -72,9 +72,9 @@ def head(
     visible = masked(pattern.pattern, hide_first=_hides(pattern, state))
     tokens = tuple(shown(text) for text in pattern.tokens)
     count = len(tokens)
-    numbered = tuple(f"{text}" for text in tokens)
     high = float(np.nanmax(visible)) if np.isfinite(visible).any() else 1.0
     share = float(mosaic.sink[pattern.layer, pattern.head])
+    key, _, _ = _best_key(pattern, state)
     view = View(
         title=say(f"Where does {name} look?"),
         sentences=(_told(pattern, state, scores), _sink(pattern, share, state)),
@@ -99,14 +99,14 @@ def head(
     figure = Heat(
         values=visible,
         label=f"Attention of head {name} from each query to each key",
-        rows=numbered,
-        columns=numbered,
+        rows=tokens,
+        columns=tokens,
         row_title="query",
         column_title="key",
         unit="",
         note=_legend(pattern, state),
         high=max(high, 1e-6),
-        picked=(min(_query(pattern, state), count - 1), _best_key(pattern, state)),
+        picked=(_query(pattern, state), min(max(0, key - pattern.first), count - 1)),
         column_labels="top",
         cell=(6, 28),
     )
@@ -118,20 +118,18 @@ def card(
 ) -> tuple[Sentence, Bars, tuple[tuple[str, str], ...]]:
     """The head's reading from the position read: its strongest keys and its direct effect."""
     query = _query(pattern, state)
-    row = pattern.pattern[query, : query + 1]
-    order = np.argsort(-row)[:KEYS]
     title = say(f"From position {query + pattern.first} ", token(pattern.tokens[query]))
     figure = Bars(
         rows=tuple(
             Bar(
-                label=shown(pattern.tokens[key]),
-                value=float(row[key]),
-                text=percent(float(row[key])),
+                label=shown(text),
+                value=float(share),
+                text=percent(float(share)),
                 tone="accent",
-                detail=f"position {key + pattern.first}",
+                detail=f"position {int(key)}",
                 literal=True,
             )
-            for key in order
+            for key, share, text in _keys(pattern, query)[:KEYS]
         ),
         label="Keys this query attends to most",
         unit="attention",
@@ -177,25 +175,41 @@ def _query(pattern: HeadPattern, state: Investigation) -> int:
     return max(0, min(last, state.pos - pattern.first))
 
 
-def _best_key(pattern: HeadPattern, state: Investigation) -> int:
+def _keys(pattern: HeadPattern, query: int) -> list[tuple[int, float, str]]:
+    """Position, share and text of the strongest keys of a query, in the whole prompt."""
+    found = zip(
+        pattern.keys[query].tolist(),
+        pattern.shares[query].tolist(),
+        pattern.key_texts[query],
+        strict=True,
+    )
+    return [one for one in found if one[0] <= query + pattern.first]
+
+
+def _best_key(pattern: HeadPattern, state: Investigation) -> tuple[int, float, str]:
     query = _query(pattern, state)
-    row = pattern.pattern[query, : query + 1]
-    start = 1 if _hides(pattern, state) and query > 0 else 0
-    return start + int(np.argmax(row[start:]))
+    keys = _keys(pattern, query)
+    besides = [one for one in keys if one[0] > 0] if _aside(pattern, state, query) else keys
+    return (besides or keys)[0]
+
+
+def _aside(pattern: HeadPattern, state: Investigation, query: int) -> bool:
+    """Whether the first token is left out of account."""
+    return not state.show_sink and query + pattern.first > 0
 
 
 def _told(pattern: HeadPattern, state: Investigation, scores: ComponentScores | None) -> Sentence:
-    query, key = _query(pattern, state), _best_key(pattern, state)
-    share = float(pattern.pattern[query, key])
-    aside = ", the first token aside," if _hides(pattern, state) and query > 0 else ""
+    query = _query(pattern, state)
+    key, share, text = _best_key(pattern, state)
+    aside = ", the first token aside," if _aside(pattern, state, query) else ""
     sentence = say(
         "From ",
         token(pattern.tokens[query]),
         f"{aside} it looks most at ",
-        token(pattern.tokens[key]),
+        token(text),
         " with ",
         strong(percent(share)),
-        f" (position {key + pattern.first})",
+        f" (position {key})",
     )
     effect = direct_effect(pattern, scores)
     if effect is None:
@@ -205,11 +219,23 @@ def _told(pattern: HeadPattern, state: Investigation, scores: ComponentScores | 
 
 def _sink(pattern: HeadPattern, share: float, state: Investigation) -> Sentence:
     told = f"On average {percent(share)} of this head's attention rests on the first token"
+    if len(pattern.tokens) < pattern.length:
+        last = pattern.first + len(pattern.tokens) - 1
+        window = f"positions {pattern.first} to {last} of {pattern.length} are shown"
+        return say(f"{told}; {window}.")
     if _hides(pattern, state):
         return say(
             f"{told}, the attention sink; its column is hidden, the colours scaled to the rest."
         )
     return say(f"{told}; it is shown.")
+
+
+def mosaic_note(mosaic: Mosaic) -> Sentence:
+    """What the outlines and, of a long prompt, the cells of the mosaic are."""
+    told = "Outlined: the largest direct effects."
+    if mosaic.pooled > 1:
+        told += f" A cell is the largest of {mosaic.pooled} × {mosaic.pooled} positions."
+    return say(told)
 
 
 def _legend(pattern: HeadPattern, state: Investigation) -> str:

@@ -94,7 +94,7 @@ def model_chip(name: str, about: AboutModel | None, reading: Reading | None) -> 
     if about is not None:
         parts.append(about.device)
     if reading is not None:
-        parts.append(f"{reading.milliseconds:.0f} ms")
+        parts.append(_pace(reading.milliseconds))
     return " · ".join(parts)
 
 
@@ -102,8 +102,12 @@ def model_line(about: AboutModel, milliseconds: float | None) -> str:
     """The model in a line: `135 M parameters · cpu · float32 · 62 ms per forward`."""
     parts = [_count(about.parameters), about.device, about.dtype]
     if milliseconds is not None:
-        parts.append(f"{milliseconds:.0f} ms a forward")
+        parts.append(f"{_pace(milliseconds)} a forward")
     return " · ".join(parts)
+
+
+def _pace(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
 def model_rows(about: AboutModel) -> tuple[tuple[str, str], ...]:

@@ -9,6 +9,8 @@ from app.views.figures import Bar, Bars, Check, Foot, Heat, Table, View
 from app.views.overview import EXACT, after, settled
 from app.views.words import Sentence, Words, percent, plain, say, shown, strong, times, tiny, token
 
+QUESTION = say("What could be said after each layer?")
+
 
 def lens(reading: LensReading, state: Investigation) -> tuple[View, Heat]:
     """The grid of top words, shaded by their probability; layers grow upward."""
@@ -18,7 +20,7 @@ def lens(reading: LensReading, state: Investigation) -> tuple[View, Heat]:
     best = reading.probs[:, :, 0]
     hidden = len(reading.tokens) - len(reading.positions)
     view = View(
-        title=say("What could be said after each layer?"),
+        title=QUESTION,
         sentences=(_told(reading), *_hidden(reading, hidden)),
         foot=Foot(
             checks=(

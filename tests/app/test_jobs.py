@@ -199,3 +199,14 @@ def _read(host: Host, spec: specs.Read) -> Any:
     assert job.ended.wait(30)
     assert job.failure is None
     return job.result
+
+
+def test_the_strongest_keys_are_those_of_the_whole_prompt(ask, monkeypatch):
+    monkeypatch.setattr("app.jobs.attention.LARGE", 4)
+    head = ask(specs.Head("induction", PROMPT, (), 1, 0))
+    assert (head.first, head.length, len(head.tokens)) == (9, 13, 4)
+    assert head.pattern.shape == (4, 4)
+    assert int(head.keys[-1, 0]) == 5  # outside the window, and found
+    assert head.key_texts[-1][0] == PROMPT[5]
+    early = ask(specs.Head("induction", PROMPT, (), 1, 0, 6))
+    assert early.first == 3
