@@ -1,11 +1,12 @@
 """Prompts become batches, contrasts are aligned, and what cannot be run is refused by name."""
 
+from typing import Any
+
 import pytest
 import torch
 
 import workbench as wb
 from tests import tiny
-from workbench.core import data
 from workbench.core.data import batch_of
 from workbench.core.errors import AlignmentError, OptionError, PromptError, TokenError
 
@@ -68,21 +69,27 @@ def test_a_batch_repeats_whole() -> None:
     ],
 )
 def test_what_cannot_be_run_is_refused(prompt, said: str) -> None:
-    with pytest.raises(PromptError, match=said):
-        tiny.unchecked(batch_of)(MODEL, prompt)
+    with tiny.unchecked(), pytest.raises(PromptError, match=said):
+        batch_of(MODEL, prompt)
 
 
 def test_what_is_no_prompt_at_all_is_refused() -> None:
-    ids = tiny.unchecked(data._ids)  # what users without a type checker reach
-    with pytest.raises(PromptError, match="must be integers"):
-        ids(MODEL, torch.zeros(1, 3))
-    with pytest.raises(PromptError, match="a text or token ids, got list"):
-        tiny.unchecked(data._as_ids)(["a", "b"])
+    strange: Any
+    for strange, said in (
+        (torch.zeros(1, 3), "must be integers"),
+        ([1.5, 2], "a text or token ids, got float"),
+        ([[1.5]], "a text or token ids, got list"),
+        ([None], "got NoneType"),
+        (7, "got int"),
+    ):
+        with tiny.unchecked(), pytest.raises(PromptError, match=said):
+            batch_of(MODEL, strange)
 
 
 def test_an_unknown_padding_side_is_refused() -> None:
-    with pytest.raises(OptionError, match="padding_side must be 'left' or 'right'"):
-        tiny.unchecked(batch_of)(MODEL, "abc", padding_side="middle")
+    middle: Any = "middle"
+    with tiny.unchecked(), pytest.raises(OptionError, match="must be 'left' or 'right'"):
+        batch_of(MODEL, "abc", padding_side=middle)
 
 
 def test_prompts_that_part_are_refused_where_they_part() -> None:

@@ -134,8 +134,10 @@ def _ids(model: "Model", prompt: Prompt) -> list[tuple[int, ...]]:
             return [tuple(map(int, row)) for row in torch.atleast_2d(prompt).tolist()]
         case [int(), *_]:
             return [_as_ids(prompt)]
+        case [*parts]:
+            return [_encode(model, one) if isinstance(one, str) else _as_ids(one) for one in parts]
         case _:
-            return [_encode(model, one) if isinstance(one, str) else _as_ids(one) for one in prompt]
+            return [_as_ids(prompt)]  # which says what a prompt is
 
 
 def _as_ids(row: object) -> tuple[int, ...]:
