@@ -251,6 +251,13 @@ def _since(path: Path, first: int | None) -> Sentence:
             f", {after(path.layers[best])}.",
         )
     middle = len(path.layers) // 2
+    if first <= middle:
+        return say(
+            token(answer.target, "target"),
+            " comes first ",
+            strong(after(path.layers[first])),
+            ", to stay.",
+        )
     last = first == len(path.layers) - 1
     return say(
         token(answer.target, "target"),
