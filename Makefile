@@ -17,6 +17,8 @@ APP_READY := .venv/.ready-app
 DEV_READY := .venv/.ready-dev
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Waiting threads sleep: on a busy machine torch's spinning ones make small operations ten times slower.
+export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # the gate's order is part of the gate

@@ -105,7 +105,7 @@ def generate(  # noqa: PLR0913 - the options of a generation
     )
     out.print(Text(prompt, style="dim"), end="")
     for piece in pieces:
-        out.print(Text(str(piece)), end="", soft_wrap=True)
+        out.print(Text(plain(str(piece))), end="", soft_wrap=True)
     out.print()
 
 
@@ -142,6 +142,12 @@ def serve(
     serve_app(port=port, model=model)
 
 
+def plain(text: str) -> str:
+    """Text that cannot command a terminal: no control characters but new lines and tabs."""
+    kept = (c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+    return "".join(kept)
+
+
 def _assets_table() -> Table:
     from workbench.models import assets
 
@@ -163,8 +169,8 @@ def _receipts(receipts: tuple["object", ...]) -> None:
         if isinstance(receipt, Receipt):
             out.print(
                 Text(
-                    f"{receipt.intervention}: acted {receipt.acted}x on {receipt.tokens} tokens, "
-                    f"change {receipt.change:.3g}",
+                    f"{plain(receipt.intervention)}: acted {receipt.acted}x on "
+                    f"{receipt.tokens} tokens, change {receipt.change:.3g}",
                     style="dim",
                 )
             )

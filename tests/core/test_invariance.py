@@ -93,6 +93,21 @@ def test_open_attention_sites_mean_the_same_with_a_cache(kind: str) -> None:
         tiny.close(said, forced(model, together, row, plan), 1e-5)
 
 
+@pytest.mark.parametrize("site", ["attn.hook_attn_scores", "attn.hook_pattern"])
+@pytest.mark.parametrize("name", ["zero", "set", "mean", "add", "scale"])
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_no_change_of_attention_lets_anyone_look_ahead(kind: str, name: str, site: str) -> None:
+    model, operator = tiny.model(kind), operators(1)[name]
+    if name == "set":
+        operator = wb.ops.set(torch.tensor(0.2))
+    plan = [wb.Intervention(f"blocks.*.{site}", operator)]
+    together = wb.generate(model, PROMPTS, plan=plan, max_new_tokens=NEW)
+    assert 0 < together.receipts[0].change < float("inf")
+    for row in range(len(PROMPTS)):
+        said = torch.tensor(together.log_probabilities[row])
+        tiny.close(said, forced(model, together, row, plan), 1e-5)
+
+
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_rows_of_a_batch_may_have_plans_of_their_own(kind: str) -> None:
     model = tiny.model(kind)

@@ -124,11 +124,30 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
         sites = select(one.sites, model.sites)
         if one.rows is not None and max(one.rows) >= batch:
             raise OptionError(f"plan[{index}].rows", f"below the {batch} rows of the run", one.rows)
+        for site in sites:
+            check_heads(one, site, model)
         if one.size == 0:
             continue
         for site in sites:
             by_site.setdefault(site, []).append(index)
     return Program(plan, {site: tuple(indices) for site, indices in by_site.items()})
+
+
+def check_heads(one: Intervention, site: Site, model: Model) -> None:
+    """Refuses heads a site does not have, before anything runs, whatever the strength.
+
+    Raises:
+        OptionError: If the site has no heads, or not so many.
+    """
+    if one.heads is None:
+        return
+    if "head" not in site.axes:
+        axes = " ".join(site.axes)
+        raise OptionError(f"heads at {site}", f"left out: its axes are {axes}", one.heads)
+    grouped = site.short in ("attn.hook_k", "attn.hook_v", "attn.hook_rot_k")
+    n_heads = model.sizes.n_key_value_heads if grouped else model.sizes.n_heads
+    if max(one.heads) >= n_heads:
+        raise OptionError(f"heads at {site}", f"below {n_heads}", one.heads)
 
 
 @final
@@ -223,8 +242,9 @@ def _along(axis: str, indices: tuple[int, ...], site: Site, value: Tensor, optio
 
 
 def _moved(changed: Tensor, value: Tensor) -> Tensor:
-    """The sum of the squared changes; a masked score that stays -inf has not changed."""
-    difference = torch.where(changed == value, 0, changed - value)
+    """The sum of the squared changes; a masked score is -inf, and hidden whatever is written."""
+    same = (changed == value) | (value == float("-inf"))
+    difference = torch.where(same, 0, changed - value)
     wide = torch.float64 if value.dtype == torch.float64 else torch.float32  # half overflows
     return torch.linalg.vector_norm(difference, dtype=wide) ** 2
 

@@ -159,7 +159,8 @@ class Leaves(Tap):
     def __call__(self, site: Site, value: Tensor) -> Tensor:
         if site not in self._sites:
             return value
-        node = value if value.requires_grad else value.detach().requires_grad_()
+        # A node of its own: two sites may pass one tensor on, the stream and what reads it.
+        node = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
         self._nodes[site] = node
         return node
 

@@ -94,7 +94,11 @@ class Attention(nn.Module):
         if hidden is not None:
             scores = scores.masked_fill(hidden, float("-inf"))
         scores = tap(self.at_scores, scores)
+        if hidden is not None:  # a tap may write there; nobody may look ahead, or at a pad
+            scores = scores.masked_fill(hidden, float("-inf"))
         pattern = tap(self.at_pattern, scores.softmax(-1))
+        if hidden is not None:
+            pattern = pattern.masked_fill(hidden, 0.0)
         return einsum(
             pattern.to(v), v, "batch head query key, batch head key d -> batch head query d"
         )
