@@ -7,8 +7,8 @@ import pytest
 from tests import tiny
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def unchecked() -> Iterator[None]:
-    """A module without beartype: thousands of forwards, each three quarters checks."""
+    """Without beartype: for many forwards, three quarters of which would be checks."""
     with tiny.unchecked():
         yield

@@ -47,6 +47,7 @@ def slope(model: wb.Model, metric: Any, site: Site, direction: Tensor, plan: Any
 
 
 @kinds
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("plan", [(), (CUT,)], ids=["plain", "steered"])
 @pytest.mark.parametrize(
     "metric",
@@ -155,7 +156,7 @@ def test_a_gradient_that_is_not_finite_is_named() -> None:
         return logits[:, 0].sub(logits[:, 0].detach()).abs().sqrt()  # its slope at 0 is infinite
 
     metric = TokenMetric("root", "logits", 2, torch.tensor([5]), root)
-    with pytest.raises(NonFiniteError, match="hook_embed: .* values are not finite"):
+    with pytest.raises(NonFiniteError, match=r"hook_embed: .* values are not finite"):
         wb.gradients(tiny.model(), CLEAN, "hook_embed", metric)
     nan = TokenMetric(
         "nothing", "logits", 2, None, lambda logits, examples: logits[:, 0] * torch.nan
