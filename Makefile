@@ -44,7 +44,7 @@ lint: $(DEV_READY) ## format, lint, imports, spelling, dependencies
 	$(BIN)/deptry .
 
 types: $(DEV_READY) ## pyright
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 # Coverage is gathered over core, contracts and the rest, and judged after them.
 core: $(DEV_READY) ## the tests of the core
