@@ -104,6 +104,9 @@ _SETTLED: Final = """selector => {
   const app = document.querySelector('[data-testid=stApp]')
   if (!app || app.dataset.testScriptState !== 'notRunning') return false
   if (document.querySelector('[data-testid=stSkeleton], [data-stale=true]')) return false
+  const ours = [...document.querySelectorAll('[data-testid=stBidiComponentIsolated]')]
+  if (ours.length < (selector ? 5 : 1)) return false
+  if (!ours.every(n => n.shadowRoot?.querySelector('.root')?.childElementCount)) return false
   const twin = [...document.querySelectorAll('.st-key-twin *')].map(n => n.shadowRoot)
   const writing = twin.some(n => n?.querySelector('.stop:not([hidden])'))
   return !writing && (!selector || !!document.querySelector(selector))
