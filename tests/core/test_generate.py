@@ -26,7 +26,7 @@ PLAN = [
     wb.Intervention("blocks.0.attn.hook_z", wb.ops.zero(), heads=[1]),
     wb.Intervention("blocks.2.hook_mlp_out", wb.ops.scale(0.5), positions=[0, -1]),
 ]
-SAMPLED = {"temperature": 1.5, "top_k": 50, "top_p": 0.95}
+SAMPLED: Any = {"temperature": 1.5, "top_k": 50, "top_p": 0.95}
 
 
 def forced(text: str) -> wb.Intervention:
@@ -221,6 +221,12 @@ def test_an_unfinished_character_is_shown_when_nothing_follows() -> None:
     made = wb.generate(tiny.model(), "q", plan=[forced("a東")], max_new_tokens=3)
     assert made.text == "a\ufffd"
     assert made.finish == ("length",)
+
+
+def test_a_stop_string_that_only_the_last_flush_completes_is_a_stop() -> None:
+    made = wb.generate(tiny.model(), "q", plan=[forced("a東")], max_new_tokens=3, stop="\ufffd")
+    assert made.text == "a"
+    assert made.finish == ("stop",)
 
 
 @kinds

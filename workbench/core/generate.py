@@ -226,15 +226,14 @@ class _Rows:
         self.tokens[row].append(token)
         self.said[row].append(log_probability)
         stream = self._streams[row]
-        text = ""
-        if stream is not None and token not in self._ends:
-            text = stream.push(token)
-        if token in self._ends or (stream is not None and stream.stopped):
-            self.ended[row] = "stop"
-        elif len(self.tokens[row]) == self._limits[row]:
-            self.ended[row] = "length"
-        if self.ended[row] and stream is not None:
-            text += stream.flush()
+        text, end = "", token in self._ends
+        last = end or len(self.tokens[row]) == self._limits[row]
+        if stream is not None:
+            text = "" if end else stream.push(token)
+            text += stream.flush() if last else ""  # which may complete a stop string
+            end = end or stream.stopped
+        if end or last:
+            self.ended[row] = "stop" if end else "length"
         return Piece(row, token, text, log_probability, done=bool(self.ended[row]))
 
 
