@@ -1,7 +1,7 @@
 # Two commands do all the set-up: `make app` and `make test`. `make help` lists the others.
 
 DEFAULT_MODEL := smollm2-135m-instruct
-TEST_ASSETS := $(DEFAULT_MODEL) movie-reviews
+TEST_ASSETS := $(DEFAULT_MODEL) movie-reviews editorials cities
 PORT ?= 8501
 APT_PACKAGES := chromium chromium-driver fonts-dejavu-core
 

@@ -7,7 +7,7 @@ chosen on inner folds, and `best.accuracy` is that of the whole procedure, choic
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -152,6 +152,17 @@ class ProbeReport(Result):
             "inner_accuracy": self.inner_accuracy,
             "right": self.right,
             "folds": self.folds,
+        }
+
+    @override
+    def details(self) -> Mapping[str, Any]:
+        return {
+            "labels": list(self.label_names),
+            "groups": self.n_groups,
+            "majority": self.majority,
+            "bag_of_words": self.bag_of_words,
+            "best": str(self.best.site),
+            "selected": [self.selection.accuracy, self.selection.low, self.selection.high],
         }
 
     @override

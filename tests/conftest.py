@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 import workbench as wb
+from tests import tiny
 from workbench.models.assets import DEFAULT, is_present
 from workbench.models.transformer import Transformer
 
@@ -79,3 +80,10 @@ def default_model() -> Transformer:
     """The pulled default model, loaded once; only for tests marked `asset`."""
     assert is_present(DEFAULT), "mark this test `asset`"
     return wb.load(DEFAULT)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without beartype: for wrong kinds, and for many forwards, which would mostly be checks."""
+    with tiny.unchecked():
+        yield

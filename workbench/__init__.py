@@ -13,6 +13,7 @@ The nouns are in `ARCHITECTURE.md`; methods are found in `workbench.attribution`
 from workbench.core import metrics
 from workbench.core import operators as ops
 from workbench.core.data import Batch, Contrast
+from workbench.core.direction import Direction
 from workbench.core.errors import WorkbenchError
 from workbench.core.generate import Generation, Piece, generate
 from workbench.core.interventions import Intervention
@@ -33,6 +34,7 @@ __version__ = package_version()
 __all__ = [
     "Batch",
     "Contrast",
+    "Direction",
     "Generation",
     "Intervention",
     "Metric",

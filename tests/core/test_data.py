@@ -78,7 +78,7 @@ def test_what_is_no_prompt_at_all_is_refused() -> None:
     for strange, said in (
         (torch.zeros(1, 3), "must be integers"),
         ([1.5, 2], "a text or token ids, got float"),
-        ([[1.5]], "a text or token ids, got list"),
+        ([[1.5]], "a token id must be a whole number, got 1.5"),
         ([None], "got NoneType"),
         (7, "got int"),
     ):

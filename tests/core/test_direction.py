@@ -1,5 +1,6 @@
 """A direction is a vector with its sizes; as an intervention it is added or projected out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 import workbench as wb
 from tests import tiny
 from workbench.core.direction import Direction
-from workbench.core.errors import OptionError
+from workbench.core.errors import FormatError, OptionError
 from workbench.core.provenance import Provenance
 from workbench.core.result import Check
 
@@ -81,3 +82,32 @@ def test_it_shows_its_sizes_with_its_checks_and_is_saved(tmp_path: Path) -> None
     assert read.kind == "Direction"
     assert torch.equal(read.tensors["vector"], direction().vector)
     assert read.checks == direction().checks
+
+
+def test_it_is_loaded_to_the_bit(tmp_path: Path) -> None:
+    made = direction(label="joy")
+    read = wb.Direction.load(made.save(tmp_path / "joy.safetensors"))
+    assert tiny.same_bytes(read.vector, made.vector)
+    assert (read.site, read.label, read.unit, read.checks) == (SITE, "joy", made.unit, made.checks)
+    assert read.unit_sizes() == made.unit_sizes()
+    assert read.provenance.to_json() == made.provenance.to_json()
+    model = tiny.model()
+    one, other = (wb.run(model, "abc", plan=[d.at(2.0)]).logits for d in (made, read))
+    assert tiny.same_bytes(one, other)
+
+
+def test_what_is_no_direction_is_not_loaded(tmp_path: Path) -> None:
+    file = direction().save(tmp_path / "joy.safetensors")
+    other = replace(wb.load_result(file), kind="Attribution", extra={})
+    with pytest.raises(FormatError, match=r"holds no direction but a Attribution: 'site'"):
+        wb.Direction.load(other.save(tmp_path / "other.safetensors"))
+    wrong = replace(wb.load_result(file), tensors={"vector": torch.full((3,), float("nan"))})
+    with pytest.raises(FormatError, match="one axis of finite numbers"):
+        wb.Direction.load(wrong.save(tmp_path / "wrong.safetensors"))
+    with pytest.raises(FormatError, match="is no saved result"):
+        wb.Direction.load(tmp_path / "missing.safetensors")
+
+
+def test_it_shows_itself_in_a_line() -> None:
+    shown = repr(direction())
+    assert shown == "Direction(24 d, in activation, by m on model; held-out d' 1.5 spreads)"

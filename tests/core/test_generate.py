@@ -292,7 +292,7 @@ def test_greedy_needs_no_seed_and_top_k_1_is_greedy() -> None:
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
         ({"temperature": -0.1}, "temperature must be 0 or more"),
-        ({"temperature": float("nan")}, "temperature must be 0 or more, got nan"),
+        ({"temperature": float("nan")}, "temperature must be a finite number, got nan"),
         ({"top_k": 0}, "top_k must be 1 or more"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p must be"),

@@ -120,7 +120,7 @@ def test_it_refuses_what_it_cannot_read() -> None:
     told = "position must be 'last', 'first', 'mean' or an index"
     with tiny.unchecked(), pytest.raises(OptionError, match=told):
         read(model, TEXTS, SITE, position="middle")
-    with tiny.unchecked(), pytest.raises(TypeError, match="float"):
+    with tiny.unchecked(), pytest.raises(OptionError, match="position must be a whole number"):
         read(model, TEXTS, SITE, position=1.5)
     with pytest.raises(OptionError, match="sites with a position axis"):
         harvest(model, TEXTS, "blocks.0.attn.hook_pattern")

@@ -182,7 +182,7 @@ def test_operands_that_are_not_finite_are_refused(make: object, bad: float) -> N
 
 
 def test_a_factor_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(NonFiniteError, match=r"ops\.scale"):
+    with pytest.raises(OptionError, match=r"ops\.scale"):
         ops.scale(float("nan"))
 
 
@@ -203,6 +203,16 @@ def test_a_function_must_be_callable() -> None:
 def test_a_function_must_not_write_into_the_activation() -> None:
     with pytest.raises(InPlaceEditError, match=r"at blocks\.1\.hook_resid_post; return a copy"):
         ops.function(lambda x: x.mul_(2))(X.clone(), POST, PLACE, 1.0)
+
+
+def test_a_write_that_torch_does_not_count_never_reaches_the_model() -> None:
+    def sly(x: torch.Tensor) -> torch.Tensor:
+        x.data.zero_()
+        return x + 1
+
+    given = X.clone()
+    assert torch.equal(ops.function(sly)(given, POST, PLACE, 1.0), torch.ones_like(X))
+    assert torch.equal(given, X)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +242,8 @@ def test_operators_from_nothing_known_are_format_errors() -> None:
         operator_from("add", {}, {})
     with pytest.raises(FormatError, match="operator 'scale' lacks 'factor'"):
         operator_from("scale", {}, {})
+    with pytest.raises(FormatError, match="operator 'zero' has no 'factor'"):
+        operator_from("zero", {"factor": 1.0}, {})
 
 
 @pytest.mark.parametrize(

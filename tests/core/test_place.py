@@ -119,7 +119,7 @@ def test_positions_are_written_in_many_ways() -> None:
     ("where", "message"),
     [
         ("everywhere", "one of all, prompt, generated, predicting, got 'everywhere'"),
-        (True, "an index, not a truth value"),
+        (True, "a whole number, got True"),
         (slice(0, 4, 2), "a slice without a step"),
         (2**40, "indices between"),
         (slice(None, -(2**40)), "indices between"),

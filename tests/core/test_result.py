@@ -24,6 +24,7 @@ def result() -> SavedResult:
         checks=(Check("residual", float("nan"), "logits", "0 is good"),),
         provenance=Provenance("m", "s", "model", "f", "float32", "d", {"k": 1}, 3),
         tensors={"z": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2)},
+        extra={"metric": "loss"},
     )
 
 
@@ -67,8 +68,15 @@ def test_a_result_comes_back_whole_and_in_order(tmp_path: Path) -> None:
     assert list(read.tensors) == ["z", "a"]
     assert (read.kind, read.axes, read.unit) == ("Scores", GRID, "logits")
     assert read.provenance == result().provenance
+    assert read.details() == {"metric": "loss"}
     assert str(read.checks) == str(result().checks)  # NaN is not equal to itself
     assert read.table().columns["z"] == list(range(6))
+
+
+def test_a_result_shows_itself_in_a_line() -> None:
+    told = "Scores(2 layer x 3 pos, in logits, by m on model; residual nan logits)"
+    assert repr(result()) == told
+    assert repr(replace(result(), checks=())).endswith("; no checks)")
 
 
 def test_views_and_graphs_are_saved_as_plain_values(tmp_path: Path) -> None:
@@ -92,7 +100,7 @@ def test_a_truncated_file_is_refused(share: int, tmp_path: Path) -> None:
 def header() -> dict[str, object]:
     return {
         "kind": "Scores", "values": ["z"], "unit": "", "axes": [], "checks": [],
-        "provenance": result().provenance.to_json(),
+        "provenance": result().provenance.to_json(), "details": {},
     }  # fmt: skip
 
 
@@ -107,8 +115,9 @@ def header() -> dict[str, object]:
         json.dumps({**header(), "values": ["missing"]}),
         json.dumps({**header(), "provenance": {"strange": 1}}),
         json.dumps({**header(), "provenance": []}),
+        json.dumps({**header(), "details": 3}),
     ],
-    ids=range(19),
+    ids=range(21),
 )  # fmt: skip
 def test_a_malformed_header_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "one.safetensors"

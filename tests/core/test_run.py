@@ -76,7 +76,6 @@ def test_restricted_logits_are_slices_of_all_logits(
         ({"positions": [0, -7]}, "positions must be below 6"),
         ({"vocabulary": [258]}, r"vocabulary must be token ids in 0…257, got \[258\]"),
         ({"vocabulary": [-1]}, "token ids in 0…257"),
-        ({"vocabulary": []}, "token ids in 0…257"),
     ],
 )
 def test_what_cannot_be_unembedded_is_refused(options: dict[str, Any], message: str) -> None:
@@ -317,7 +316,7 @@ def test_a_check_is_called_at_every_site_and_may_cancel() -> None:
         ([[]], "Prompt 0 is empty"),
         ([[1, 258]], r"Prompt 0 has ids outside 0…257: \[258\]"),
         ([[1, -1]], "ids outside"),
-        ([[2**70]], "ids outside"),
+        ([[2**60]], "ids outside"),
         ("x" * 33, "Prompt 0 has 33 tokens; llama reads at most 32. Shorten it by 1"),
         (torch.zeros(1, 1, 1, dtype=torch.long), r"got \(1, 1, 1\)"),
         (torch.zeros((0, 4), dtype=torch.long), "There is no prompt"),

@@ -66,3 +66,10 @@ def test_the_batch_tells_pads_from_tokens() -> None:
     assert TRACE.batch.tokens.tolist() == [[1, 2, 3], [4, 5, 0]]
     assert TRACE.batch.real is not None
     assert TRACE.batch.real.tolist() == [[True] * 3, [True, True, False]]
+
+
+def test_it_shows_itself_in_a_line() -> None:
+    model = tiny.model()
+    trace = wb.run(model, [[1, 2, 3], [4]], record="blocks.*.hook_resid_post")
+    told = "2 x 3 tokens, logits (2, 3, 258), 3 sites recorded, no interventions)"
+    assert repr(trace) == f"Trace({model.name!r}, {told}"

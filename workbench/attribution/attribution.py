@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ Kind = Literal["contribution", "effect"]
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attribution(Result):
     """Scores of the parts of a model over a contrast.
 
@@ -62,6 +62,10 @@ class Attribution(Result):
             "base": self.base,
             "donor": self.donor,
         }
+
+    @override
+    def details(self) -> Mapping[str, Any]:
+        return {"kind": self.kind, "metric": self.metric}
 
     @override
     def table(self) -> Table:

@@ -15,6 +15,7 @@ from workbench.attribution.attribution import Attribution, Kind
 from workbench.core.data import Contrast, TokenContrast
 from workbench.core.errors import NonFiniteError, OptionError
 from workbench.core.metrics import Metric, TokenMetric, logit_difference
+from workbench.core.options import expect, texts
 from workbench.core.protocols import Model
 from workbench.core.provenance import hyper_parameters, provenance
 from workbench.core.registry import discover
@@ -75,7 +76,8 @@ class AttributionMethod(ABC):
             NonFiniteError: If a score is not finite.
         """
         wanted = self.sites(model) if sites is None else select(sites, model.sites)
-        resolved = self.offered if axes is None else tuple(axes)
+        expect("contrast", contrast, Contrast, "a wb.Contrast")
+        resolved = self.offered if axes is None else texts("axes", axes)
         if not set(resolved) <= set(self.offered) or not resolved:
             raise OptionError("axes", f"some of {', '.join(self.offered)}", axes)
         resolved = tuple(axis for axis in self.offered if axis in resolved)

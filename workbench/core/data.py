@@ -7,7 +7,7 @@ position of each token, so padding on either side changes no result.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Literal, SupportsIndex, final
 
 import torch
 from jaxtyping import Int
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from workbench.core.axes import Positions, Real, Tokens
 from workbench.core.errors import AlignmentError, OptionError, PromptError
+from workbench.core.options import index, iterated
 from workbench.core.place import Place
 
 if TYPE_CHECKING:
@@ -110,10 +111,24 @@ def token_rows(model: "Model", prompt: Prompt) -> list[tuple[int, ...]]:
     Raises:
         PromptError: If a prompt is empty, beyond the context, or has ids outside the vocabulary.
     """
+    check_model(model)
     rows = [_checked(model, i, ids) for i, ids in enumerate(_ids(model, prompt))]
     if not rows:
         raise PromptError("There is no prompt; pass a text, or a list of at least one.")
     return rows
+
+
+def check_model(model: "Model") -> None:
+    """Refuses what is no model, where the first forward would fail on it.
+
+    Raises:
+        OptionError: If it is a name, say, or a model of another library.
+    """
+    try:
+        _ = model.sizes, model.tokenizer
+    except AttributeError:
+        made = "a Model, which wb.load makes of a name, a folder or a Hugging Face model"
+        raise OptionError("model", made, model) from None
 
 
 def texts_of(prompt: str | Sequence[str]) -> tuple[str, ...]:
@@ -126,13 +141,13 @@ def _ids(model: "Model", prompt: Prompt) -> list[tuple[int, ...]]:
         case str():
             return [_encode(model, prompt)]
         case Tensor():
-            if prompt.ndim not in (1, 2) or prompt.is_floating_point():
+            if prompt.ndim not in (1, 2) or not _are_integers(prompt):
                 raise PromptError(
                     f"Token ids must be integers (batch pos) or (pos), got {tuple(prompt.shape)} "
                     f"{prompt.dtype}."
                 )
             return [tuple(map(int, row)) for row in torch.atleast_2d(prompt).tolist()]
-        case [int(), *_]:
+        case [SupportsIndex(), *_]:
             return [_as_ids(prompt)]
         case [*parts]:
             return [_encode(model, one) if isinstance(one, str) else _as_ids(one) for one in parts]
@@ -142,12 +157,23 @@ def _ids(model: "Model", prompt: Prompt) -> list[tuple[int, ...]]:
 
 def _as_ids(row: object) -> tuple[int, ...]:
     match row:
-        case Tensor():
+        case Tensor() if row.ndim == 1 and _are_integers(row):
             return tuple(map(int, row.tolist()))
-        case [*parts] if all(isinstance(part, int) for part in parts):
-            return tuple(map(int, parts))
+        case [*parts]:
+            return tuple(_as_id(part) for part in parts)
         case _:
             raise PromptError(f"A prompt is a text or token ids, got {type(row).__name__}.")
+
+
+def _as_id(part: object) -> int:
+    try:
+        return index("a token id", part)
+    except OptionError as error:
+        raise PromptError(f"A prompt is a text or token ids: {error}") from None
+
+
+def _are_integers(ids: Tensor) -> bool:
+    return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
 
 
 def _encode(model: "Model", text: str) -> tuple[int, ...]:
@@ -201,8 +227,8 @@ class Contrast:
         clean, corrupt = token_rows(model, self.clean), token_rows(model, self.corrupt)
         if len(clean) != len(corrupt):
             raise AlignmentError(f"{len(clean)} clean prompts and {len(corrupt)} corrupt ones.")
-        for index, (one, other) in enumerate(zip(clean, corrupt, strict=True)):
-            _check_lengths(model, index, one, other)
+        for example, (one, other) in enumerate(zip(clean, corrupt, strict=True)):
+            _check_lengths(model, example, one, other)
         target = answer_ids(model, self.target, len(clean))
         foil = answer_ids(model, self.foil, len(clean))
         same = [i for i, (t, f) in enumerate(zip(target, foil, strict=True)) if t == f]
@@ -238,12 +264,14 @@ def answer_ids(model: "Model", answer: Answer, count: int) -> tuple[int, ...]:
 
 
 def _answers(model: "Model", answer: Answer) -> tuple[int, ...]:
-    parts = [answer] if isinstance(answer, str | int) else list(answer)
+    single = isinstance(answer, str | int)
+    parts = (answer,) if single else tuple(iterated("target and foil", answer))
     return tuple(_answer(model, part) for part in parts)
 
 
 def _answer(model: "Model", answer: str | int) -> int:
-    if isinstance(answer, int):
+    if not isinstance(answer, str):
+        answer = index("target and foil", answer)
         if not 0 <= answer < model.sizes.d_vocab:
             raise PromptError(f"Token id {answer} is outside 0…{model.sizes.d_vocab - 1}.")
         return answer

@@ -5,7 +5,8 @@ Probes and steering methods make them; `direction.at(strength, unit)` is an inte
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from pathlib import Path
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -13,18 +14,19 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core import operators
-from workbench.core.errors import OptionError
+from workbench.core.errors import FormatError, OptionError, WorkbenchError
 from workbench.core.interventions import Intervention
+from workbench.core.options import number, text
 from workbench.core.place import Where
 from workbench.core.provenance import Provenance
-from workbench.core.result import Axis, Check, Result, Table
+from workbench.core.result import Axis, Check, Result, Table, load_result
 from workbench.core.sites import Site
 
 Unit = Literal["raw", "gap", "sigma", "norm"]
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Direction(Result):
     """A vector at a site in raw activation space, with the sizes its strengths can be counted in.
 
@@ -70,18 +72,19 @@ class Direction(Result):
         Raises:
             OptionError: If the unit is unknown.
         """
-        sizes = self.unit_sizes()
-        if unit not in sizes:
+        where = self.site if site is None else site
+        sizes, strength = self.unit_sizes(), number("strength", strength)
+        if text("unit", unit) not in sizes:
             raise OptionError("unit", f"one of {', '.join(sizes)}", unit)
         return Intervention(
-            self.site if site is None else site,
+            where,
             operators.add(self.unit_vector),
             positions=positions,
             rows=rows,
             strength=strength,
             unit=unit,
             unit_size=sizes[unit],
-            label=f"{self.label or 'direction'} {strength:+g} {unit} at {site or self.site}",
+            label=f"{self.label or 'direction'} {strength:+g} {unit} at {where}",
         )
 
     def erase(self, *, positions: Where = None, rows: Iterable[int] | None = None) -> Intervention:
@@ -108,9 +111,50 @@ class Direction(Result):
         return {"vector": self.vector}
 
     @override
+    def details(self) -> Mapping[str, Any]:
+        sizes = {"gap": self.gap, "sigma": self.sigma, "norm": self.norm}
+        return {"site": str(self.site), "label": self.label, **sizes}
+
+    @classmethod
+    def load(cls, file: str | Path) -> "Direction":
+        """Reads what `save` wrote, to the bit.
+
+        Raises:
+            FormatError: If the file is missing, truncated, or holds no direction.
+        """
+        saved = load_result(file)
+        try:
+            extra = saved.details()
+            return cls(
+                site=Site.parse(extra["site"]),
+                vector=_vector(saved.values()["vector"]),
+                gap=number("gap", extra["gap"]),
+                sigma=number("sigma", extra["sigma"]),
+                norm=number("norm", extra["norm"]),
+                unit=saved.unit,
+                checks=saved.checks,
+                provenance=saved.provenance,
+                label=text("label", extra["label"]),
+            )
+        except (WorkbenchError, LookupError, TypeError) as error:
+            told = f"{file} holds no direction but a {saved.kind}: {error}"
+            raise FormatError(told) from None
+
+    @override
     def table(self) -> Table:
         sizes = self.unit_sizes()
         names = [*sizes, *(check.name for check in self.checks)]
         numbers = [*sizes.values(), *(check.value for check in self.checks)]
         notes = ["length of one unit"] * len(sizes) + [check.note for check in self.checks]
         return Table({"quantity": names, "value": numbers, "note": notes})
+
+
+def _vector(stored: Tensor) -> Tensor:
+    """Raises a typed error for what no direction can be.
+
+    Raises:
+        OptionError: If it is no vector of finite numbers.
+    """
+    if stored.ndim != 1 or not stored.is_floating_point() or not bool(stored.isfinite().all()):
+        raise OptionError("vector", "one axis of finite numbers", tuple(stored.shape))
+    return stored

@@ -88,7 +88,13 @@ class OptionError(WorkbenchError, ValueError):
 
     def __init__(self, option: str, allowed: str, got: object) -> None:
         self.option, self.allowed, self.got = option, allowed, got
-        super().__init__(f"{option} must be {allowed}, got {got!r}.")
+        super().__init__(f"{option} must be {allowed}, got {_brief(got)}.")
+
+
+def _brief(value: object) -> str:
+    """A value in a message: a model or a long list would bury what is said of it."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:160]}… ({type(value).__name__})"
 
 
 class ShapeError(WorkbenchError, ValueError):

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from workbench.core.data import Batch, Prompt, batch_of
 from workbench.core.errors import NonFiniteError, OptionError, PromptError
+from workbench.core.options import count, flag, texts
 from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.program import Ledger, Program, Receipt, compile_plan
 from workbench.core.protocols import Model, Vocabulary, new_cache
@@ -133,9 +134,10 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         NeverActedError: If an intervention of the plan never acted.
         NonFiniteError: If the logits stop being finite.
     """
-    if max_new_tokens < 1:
-        raise OptionError("max_new_tokens", "1 or more", max_new_tokens)
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    count("max_new_tokens", max_new_tokens)
+    flag("stream", stream)
+    flag("use_cache", use_cache)
+    stops = texts("stop", stop)
     if "" in stops:
         raise OptionError("stop", "texts that are not empty", stops)
     batch = batch_of(model, prompt, padding_side="left")

@@ -4,7 +4,6 @@ Notable: batches are cut by length and a token budget, the forward ends after th
 is asked for, and nothing is unembedded.
 """
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from workbench.core.data import Batch, batch_of, token_rows
 from workbench.core.errors import NonFiniteError, OptionError
+from workbench.core.options import count, index
 from workbench.core.plan import Interventions, as_plan
 from workbench.core.protocols import Model
 from workbench.core.run import Check, run
@@ -60,6 +60,7 @@ def harvest(  # noqa: PLR0913 - what to read, where, and how it may be watched
         NonFiniteError: If a row is not finite.
     """
     wanted, rows, plan = select(sites, model.sites), token_rows(model, texts), as_plan(plan)
+    count("max_tokens", max_tokens)
     if any(one.rows is not None for one in plan):
         raise OptionError("plan", "without rows: texts are batched by length", str(plan[0]))
     store = {site: [torch.empty(0)] * len(rows) for site in wanted}
@@ -120,8 +121,8 @@ def _columns(position: ReadPosition, batch: Batch) -> Tensor:
         return batch.last
     if isinstance(position, str) and position != "first":
         raise OptionError("position", "'last', 'first', 'mean' or an index", position)
-    index = 0 if position == "first" else operator.index(position)
-    columns = batch.lengths + index if index < 0 else torch.full_like(batch.lengths, index)
+    at = 0 if position == "first" else index("position", position)
+    columns = batch.lengths + at if at < 0 else torch.full_like(batch.lengths, at)
     short = (columns < 0) | (columns >= batch.lengths)
     if bool(short.any()):
         raise OptionError("position", f"within {int(batch.lengths.min())} tokens", position)

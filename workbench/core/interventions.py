@@ -8,8 +8,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core import operators
-from workbench.core.errors import EmptySelectionError, NonFiniteError, OptionError
+from workbench.core.errors import OptionError
 from workbench.core.operators import Operator
+from workbench.core.options import flag, indices, number, text
 from workbench.core.place import Everywhere, Scope, Where, scope
 from workbench.core.sites import Site, patterns_of
 
@@ -57,14 +58,12 @@ class Intervention:
         Raises:
             UnknownNameError: If a name is no site of any architecture.
             EmptySelectionError: If a list of sites, positions, heads, rows or neurons is empty.
-            OptionError: If an index is negative or named twice.
-            NonFiniteError: If the strength is not finite.
+            OptionError: If an index is negative or named twice, or the strength is not finite.
         """
         if not isinstance(operator, Operator):
             operator = operators.function(operator)
-        size = float(strength) * float(unit_size)
-        if size != size or abs(size) == float("inf"):
-            raise NonFiniteError("strength", 1, 1)
+        strength, unit_size = number("strength", strength), number("unit_size", unit_size)
+        number("strength", strength * unit_size)
         fields = {
             "sites": patterns_of(site),
             "operator": operator,
@@ -72,11 +71,11 @@ class Intervention:
             "heads": _indices("heads", heads),
             "rows": _indices("rows", rows),
             "neurons": _indices("neurons", neurons),
-            "strength": float(strength),
-            "unit": unit,
-            "unit_size": float(unit_size),
-            "optional": optional,
-            "label": label,
+            "strength": strength,
+            "unit": text("unit", unit),
+            "unit_size": unit_size,
+            "optional": flag("optional", optional),
+            "label": text("label", label),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)  # the only way into a frozen dataclass
@@ -115,16 +114,12 @@ class Intervention:
 def _indices(name: str, values: int | Iterable[int] | None) -> Indices:
     if values is None:
         return None
-    if isinstance(values, int):
-        values = (values,)
-    indices = tuple(int(value) for value in values)
-    if not indices:
-        raise EmptySelectionError(f"{name} is empty; leave it out to act on all of them.")
-    if min(indices) < 0:
-        raise OptionError(name, "indices from 0 up", list(indices))
-    if len(set(indices)) < len(indices):
-        raise OptionError(name, "indices that differ", list(indices))
-    return indices
+    found = indices(name, values)
+    if min(found) < 0:
+        raise OptionError(name, "indices from 0 up", list(found))
+    if len(set(found)) < len(found):
+        raise OptionError(name, "indices that differ", list(found))
+    return found
 
 
 def _where(intervention: Intervention) -> str:

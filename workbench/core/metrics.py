@@ -8,7 +8,7 @@ unembedded, and reads many rows of a sweep at once.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -17,11 +17,10 @@ from typing_extensions import override
 
 from workbench.core.axes import Logits, PerExample
 from workbench.core.data import Contrast
-from workbench.core.errors import ShapeError
+from workbench.core.errors import OptionError, ShapeError
+from workbench.core.options import expect
 from workbench.core.protocols import Model
-
-if TYPE_CHECKING:
-    from workbench.core.trace import Trace
+from workbench.core.trace import Trace
 
 Read = Callable[[Float[Tensor, "row column"], Int[Tensor, " row"]], Float[Tensor, " row"]]
 
@@ -41,7 +40,7 @@ class TokenMetric:
     vocabulary: Int[Tensor, " column"] | None  # None: it reads every column
     read: Read
 
-    def __call__(self, run: "Trace | Logits") -> PerExample:
+    def __call__(self, run: Trace | Logits) -> PerExample:
         """The metric of each example of a run, at its last token.
 
         Bare logits must be those of equally long prompts, whose last column is the answer's.
@@ -81,6 +80,20 @@ class TokenMetric:
         return answers[:, torch.cat([place[0] for place in places])]
 
 
+def read_by(metric: "Metric | TokenMetric", model: Model, rows: int) -> TokenMetric:
+    """The metric in a model's tokens, for a run of that many rows.
+
+    Raises:
+        OptionError: If it is no metric.
+        ShapeError: If the rows are not the metric's examples.
+    """
+    if not isinstance(metric, Metric | TokenMetric):
+        raise OptionError("metric", "one of wb.metrics", metric)
+    reader = metric.on(model)
+    reader.check_rows(rows)
+    return reader
+
+
 class Metric(ABC):
     """A number per example, read from the logits of the answer position."""
 
@@ -91,8 +104,13 @@ class Metric(ABC):
     def on(self, model: Model) -> TokenMetric:
         """The same in this model's tokens."""
 
-    def __call__(self, run: "Trace") -> PerExample:
-        """The metric of each example of a run, at its last token."""
+    def __call__(self, run: Trace) -> PerExample:
+        """The metric of each example of a run, at its last token.
+
+        Raises:
+            OptionError: If it is given bare logits, which do not say whose they are.
+        """
+        expect("run", run, Trace, "a Trace; metric.on(model) reads bare logits")
         return self.on(run.model)(run)
 
 
@@ -158,14 +176,18 @@ class TargetLogProbability(Metric):
 
 def logit_difference(contrast: Contrast) -> Metric:
     """logit[target] - logit[foil] at the answer position, in logits."""
-    return LogitDifference(contrast)
+    return LogitDifference(_contrast(contrast))
 
 
 def logit(contrast: Contrast) -> Metric:
     """logit[target] at the answer position, in logits."""
-    return TargetLogit(contrast)
+    return TargetLogit(_contrast(contrast))
 
 
 def log_probability(contrast: Contrast) -> Metric:
     """Log p(target) at the answer position, in nats."""
-    return TargetLogProbability(contrast)
+    return TargetLogProbability(_contrast(contrast))
+
+
+def _contrast(contrast: Contrast) -> Contrast:
+    return expect("contrast", contrast, Contrast, "a wb.Contrast")

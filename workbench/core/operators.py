@@ -24,6 +24,7 @@ from workbench.core.errors import (
     OptionError,
     ShapeError,
 )
+from workbench.core.options import number
 from workbench.core.place import Place
 from workbench.core.sites import Site
 
@@ -190,7 +191,8 @@ class Function(Operator):
 
     @override
     def __call__(self, value: Activation, site: Site, place: Place, strength: float) -> Activation:
-        new = pure(self.function, value, site)
+        # A copy: torch does not count writes through `.data`, and they must not reach the run.
+        new = pure(self.function, value.clone(), site)
         return new if strength == 1 else torch.lerp(value, new, strength)
 
     @override
@@ -226,11 +228,9 @@ def scale(factor: float) -> Scale:
     """Multiply by `factor`.
 
     Raises:
-        NonFiniteError: If it is not finite.
+        OptionError: If it is no finite number.
     """
-    if not torch.isfinite(torch.tensor(factor)):
-        raise NonFiniteError("ops.scale", 1, 1)
-    return Scale(float(factor))
+    return Scale(number("ops.scale", factor))
 
 
 def project_out(
@@ -245,17 +245,18 @@ def project_out(
         OptionError: If the directions span nothing.
         NonFiniteError: If one is not finite.
     """
+    _finite("ops.project_out", directions)
     if directions.ndim not in (1, 2):
         raise ShapeError("ops.project_out", "(d) or (rank d)", str(tuple(directions.shape)))
-    if center is not None and center.shape != directions.shape[-1:]:
+    if center is not None and _finite("center", center).shape != directions.shape[-1:]:
         wanted = f"a center of shape {tuple(directions.shape[-1:])}"
         raise ShapeError("ops.project_out", wanted, str(tuple(center.shape)))
-    rows = _finite("ops.project_out", torch.atleast_2d(directions)).double()
+    rows = torch.atleast_2d(directions.detach()).double()
     _, sizes, basis = torch.linalg.svd(rows, full_matrices=False)
     kept = sizes > 1e-6 * sizes.max()  # a direction nearly in the span of others is rounding noise
     if not bool(kept.any()) or float(sizes.max()) == 0:
         raise OptionError("directions", "vectors that are not all zero", tuple(rows.shape))
-    middle = torch.zeros(rows.shape[-1]) if center is None else _finite("center", center)
+    middle = torch.zeros(rows.shape[-1]) if center is None else center.detach()
     return ProjectOut(basis[kept].to(directions.dtype), middle.to(directions.dtype))
 
 
@@ -289,9 +290,13 @@ def operator_from(name: str, scalars: Scalars, tensors: Tensors) -> Operator:
     if name not in makers:
         raise FormatError(f"No operator is called {name!r}; one of {', '.join(makers)}.")
     try:
-        return makers[name]()
+        made = makers[name]()
     except KeyError as missing:
         raise FormatError(f"operator {name!r} lacks {missing}.") from None
+    strange = sorted({*scalars, *tensors} - {*made.scalars(), *made.tensors()})
+    if strange:
+        raise FormatError(f"operator {name!r} has no {strange[0]!r}.")
+    return made
 
 
 def _stored_projection(basis: Tensor, center: Tensor) -> ProjectOut:
@@ -394,8 +399,9 @@ def _fits(operand: Tensor, value: Tensor) -> bool:
 
 
 def _finite(where: str, value: Tensor) -> Tensor:
-    if not value.is_floating_point():
-        raise ShapeError(where, "a tensor of floating point numbers", str(value.dtype))
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+        raise ShapeError(where, "a tensor of floating point numbers", got)
     bad = int((~torch.isfinite(value)).sum())
     if bad:
         raise NonFiniteError(where, bad, value.numel())

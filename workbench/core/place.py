@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from workbench.core.axes import Positions, Real
 from workbench.core.errors import EmptySelectionError, FormatError, OptionError
+from workbench.core.options import index, indices
 
 Mask = Bool[Tensor, "batch pos"]
 _FAR = 2**31  # beyond any context, and well within what a tensor of positions holds
@@ -174,8 +175,8 @@ class At(Scope):
         if not behind and (max(ahead) < place.low or min(ahead) > place.high):
             return False
         mask = torch.isin(place.positions, place.positions.new_tensor(ahead))
-        for index in behind:
-            mask = mask | (place.positions == place.prompt[:, None] + index)
+        for back in behind:
+            mask = mask | (place.positions == place.prompt[:, None] + back)
         return mask
 
     @override
@@ -245,7 +246,11 @@ _NAMED: Mapping[str, Scope] = {
 }
 
 
-def scope(where: Where) -> Scope:  # noqa: C901 - one case per way to say where
+def _bound(value: object) -> int | None:
+    return None if value is None else index("positions", value)
+
+
+def scope(where: Where) -> Scope:
     """Positions as a user writes them: None, an index, indices, a slice, a name, or a scope.
 
     Raises:
@@ -261,16 +266,12 @@ def scope(where: Where) -> Scope:  # noqa: C901 - one case per way to say where
             if where not in _NAMED:
                 raise OptionError("positions", f"one of {', '.join(_NAMED)}", where)
             return _NAMED[where]
-        case bool():
-            raise OptionError("positions", "an index, not a truth value", where)
-        case int():
-            return At((where,))
         case slice():
             if where.step not in (None, 1):
                 raise OptionError("positions", "a slice without a step", where)
-            return Window(where.start, where.stop)
+            return Window(_bound(where.start), _bound(where.stop))
         case _:
-            return At(tuple(int(index) for index in where))
+            return At(indices("positions", where))
 
 
 def scope_from_json(data: object) -> Scope:

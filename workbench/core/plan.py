@@ -19,6 +19,7 @@ from torch import Tensor
 from workbench.core.errors import FormatError, OptionError, WorkbenchError
 from workbench.core.interventions import Intervention
 from workbench.core.operators import operator_from
+from workbench.core.options import expect, iterated
 from workbench.core.place import scope_from_json
 from workbench.core.store import read_text, write_json, write_tensors
 
@@ -32,6 +33,15 @@ class Plan:
     """Interventions in the order in which they act at a site."""
 
     interventions: tuple[Intervention, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what is no tuple of interventions.
+
+        Raises:
+            OptionError: If something else is in it.
+        """
+        for part in expect("plan", self.interventions, tuple, "a tuple of Interventions"):
+            expect("plan", part, Intervention, "made of Interventions")
 
     def __iter__(self) -> Iterator[Intervention]:
         return iter(self.interventions)
@@ -92,11 +102,7 @@ def as_plan(plan: Interventions) -> Plan:
         return plan
     if isinstance(plan, Intervention):
         raise OptionError("plan", "a Plan or a list: plan=[intervention]", str(plan))
-    parts = tuple(plan)
-    for part in parts:
-        if not isinstance(part, Intervention):
-            raise OptionError("plan", "made of Interventions", type(part).__name__)
-    return Plan(parts)
+    return Plan(tuple(iterated("plan", plan)))
 
 
 def to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -205,10 +211,11 @@ def _intervention(index: int, item: Any, tensors: Mapping[str, Tensor]) -> Inter
         shown = ", ".join(f"{key} = {item[key]!r:.60}" for key in wrong)
         raise FormatError(f"plan[{index}] is malformed: {shown}.")
     operands = _operands(index, item["tensors"], tensors)
+    scalars = {name: float(value) for name, value in item["scalars"].items()}
     try:
         return Intervention(
             item["sites"],
-            operator_from(item["operator"], item["scalars"], operands),
+            operator_from(item["operator"], scalars, operands),
             positions=scope_from_json(item["positions"]),
             heads=item["heads"],
             rows=item["rows"],

@@ -99,6 +99,10 @@ class Result(ABC):
         """Its tensors by name; the first has exactly `axes`."""
 
     @abstractmethod
+    def details(self) -> Mapping[str, Any]:
+        """What its tensors, axes and checks leave unsaid, as plain data by name."""
+
+    @abstractmethod
     def table(self) -> Table:
         """The numbers as a table, checks beside them."""
 
@@ -118,13 +122,21 @@ class Result(ABC):
             "axes": [[axis.name, list(axis.labels)] for axis in self.axes],
             "checks": [[c.name, c.value, c.unit, c.note] for c in self.checks],
             "provenance": self.provenance.to_json(),
+            "details": dict(self.details()),
         }
         write_tensors(file, self.values(), {FORMAT: json.dumps(header, default=str)})
         return file
 
+    @override
+    def __repr__(self) -> str:
+        size = " x ".join(f"{len(axis.labels)} {axis.name}" for axis in self.axes)
+        checks = "; ".join(f"{c.name} {_shown(c.value)} {c.unit}".rstrip() for c in self.checks)
+        made = f"{self.saved_as}({size}, in {self.unit}, by {self.provenance.method}"
+        return f"{made} on {self.provenance.model}; {checks or 'no checks'})"
+
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SavedResult(Result):
     """Any result read back from its file."""
 
@@ -134,6 +146,7 @@ class SavedResult(Result):
     checks: tuple[Check, ...]
     provenance: Provenance
     tensors: Mapping[str, Tensor]
+    extra: Mapping[str, Any]
 
     @property
     @override
@@ -143,6 +156,10 @@ class SavedResult(Result):
     @override
     def values(self) -> Mapping[str, Tensor]:
         return self.tensors
+
+    @override
+    def details(self) -> Mapping[str, Any]:
+        return self.extra
 
     @override
     def table(self) -> Table:
@@ -168,6 +185,7 @@ def load_result(file: str | Path) -> SavedResult:
             checks=tuple(Check(*check) for check in header["checks"]),
             provenance=Provenance(**header["provenance"]),
             tensors=tensors,
+            extra=dict(header["details"]),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"{file} is no saved result: {error}.") from None

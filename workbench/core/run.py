@@ -21,8 +21,9 @@ from workbench.core.errors import (
     NotRecordedError,
     OptionError,
 )
-from workbench.core.metrics import Metric, TokenMetric
+from workbench.core.metrics import Metric, TokenMetric, read_by
 from workbench.core.operators import pure
+from workbench.core.options import expect, flag, indices
 from workbench.core.plan import Interventions, as_plan
 from workbench.core.program import Ledger, compile_plan
 from workbench.core.protocols import Model
@@ -66,8 +67,9 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     batch = (
         prompt if isinstance(prompt, Batch) else batch_of(model, prompt, padding_side=padding_side)
     )
-    wanted = select(record, model.sites) if callable(record) or record else ()
-    if not wanted and not logits:
+    wanted = _recorded(record, model)
+    expect("tap", tap, Tap, "a tap: wants(site), and a call with a site and its activation")
+    if not wanted and not flag("logits", logits):
         raise EmptySelectionError("Nothing is asked for: record a site or leave out logits=False.")
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
     ledger, recorder = Ledger(program.plan), Recorder(wanted)
@@ -121,8 +123,7 @@ def gradients(
         NonFiniteError: If the metric or a gradient is not finite.
     """
     batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
-    wanted, reader = select(sites, model.sites), metric.on(model)
-    reader.check_rows(len(batch.tokens))
+    wanted, reader = select(sites, model.sites), read_by(metric, model, len(batch.tokens))
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
     ledger, leaves = Ledger(program.plan), Leaves(wanted)
     tap = chain(program.tap(batch.place, ledger), leaves)
@@ -255,6 +256,11 @@ def pick(
     return resid.gather(1, columns[:, :, None].expand(-1, -1, resid.shape[-1]))
 
 
+def _recorded(record: Selector, model: Model) -> Sites:
+    nothing = isinstance(record, Sequence) and not len(record)
+    return () if nothing else select(record, model.sites)
+
+
 def _columns(positions: Columns, batch: Batch) -> Int[Tensor, "batch column"] | None:
     if positions is None:
         return None
@@ -262,9 +268,7 @@ def _columns(positions: Columns, batch: Batch) -> Int[Tensor, "batch column"] | 
         return batch.last[:, None]
     if isinstance(positions, str):
         raise OptionError("positions", "'last', an index or indices", positions)
-    asked = torch.tensor([positions] if isinstance(positions, int) else list(positions))
-    if not len(asked):
-        raise EmptySelectionError("positions is empty; leave it out for all of them.")
+    asked = torch.tensor(indices("positions", positions))
     lengths = batch.lengths[:, None]
     absolute = torch.where(asked < 0, lengths + asked, asked.expand(len(lengths), -1))
     if bool(((absolute < 0) | (absolute >= lengths)).any()):
@@ -276,10 +280,10 @@ def _columns(positions: Columns, batch: Batch) -> Int[Tensor, "batch column"] | 
 def _vocabulary(vocabulary: Sequence[int] | Tensor | None, model: Model) -> Tensor | None:
     if vocabulary is None:
         return None
-    ids = torch.as_tensor(vocabulary, dtype=torch.long, device=model.device)
-    if ids.ndim != 1 or not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= model.sizes.d_vocab:
-        raise OptionError("vocabulary", f"token ids in 0…{model.sizes.d_vocab - 1}", ids.tolist())
-    return ids
+    ids = indices("vocabulary", vocabulary)
+    if min(ids) < 0 or max(ids) >= model.sizes.d_vocab:
+        raise OptionError("vocabulary", f"token ids in 0…{model.sizes.d_vocab - 1}", list(ids))
+    return torch.tensor(ids, device=model.device)
 
 
 def _late(model: Model) -> Sites:

@@ -3,7 +3,7 @@
 Notable: a row's draws depend on its own seed alone, never on what else is in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.core.errors import OptionError
+from workbench.core.options import count, indices, number
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -35,11 +36,11 @@ class Sampler:
         Raises:
             OptionError: If one is outside its range.
         """
-        if not 0 <= self.temperature < float("inf"):
+        if number("temperature", self.temperature) < 0:
             raise OptionError("temperature", "0 or more", self.temperature)
-        if self.top_k is not None and self.top_k < 1:
-            raise OptionError("top_k", "1 or more", self.top_k)
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        if self.top_k is not None:
+            count("top_k", self.top_k)
+        if self.top_p is not None and not 0 < number("top_p", self.top_p) <= 1:
             raise OptionError("top_p", "above 0 and at most 1", self.top_p)
 
     def choose(
@@ -49,7 +50,7 @@ class Sampler:
         if self.temperature == 0:
             return logits.argmax(-1)
         below = logits.double() - logits.amax(-1, keepdim=True)  # 0 at most: nothing overflows
-        kept = self._truncate((below / self.temperature).float()).softmax(-1)
+        kept = self._truncate((below / float(self.temperature)).float()).softmax(-1)
         chosen = [
             torch.multinomial(row, 1, generator=g) for row, g in zip(kept, draws, strict=True)
         ]
@@ -75,9 +76,10 @@ def generators(seed: int | Sequence[int], rows: int, device: torch.device) -> li
     Raises:
         OptionError: If a sequence of seeds is not one per row, or a seed is out of range.
     """
-    seeds = [seed + row for row in range(rows)] if isinstance(seed, int) else list(seed)
+    given = indices("seed", seed)
+    seeds = [given[0] + row for row in range(rows)] if not isinstance(seed, Iterable) else given
     if len(seeds) != rows:
-        raise OptionError("seed", f"an integer or {rows} integers, one per row", seeds)
+        raise OptionError("seed", f"an integer or {rows} integers, one per row", list(seeds))
     if any(not 0 <= one <= _LARGEST_SEED for one in seeds):
-        raise OptionError("seed", f"within 0…{_LARGEST_SEED}", seeds)
-    return [torch.Generator(device).manual_seed(int(one)) for one in seeds]
+        raise OptionError("seed", f"within 0…{_LARGEST_SEED}", list(seeds))
+    return [torch.Generator(device).manual_seed(one) for one in seeds]

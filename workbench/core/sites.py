@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from workbench.core.axes import AXES
 from workbench.core.errors import EmptySelectionError, UnknownNameError
+from workbench.core.options import expect, iterated
 
 _LAYER = re.compile(r"\.([0-9]{1,6})\.")
 
@@ -82,7 +83,7 @@ def select(selector: Selector, known: Sites) -> Sites:
     if callable(selector):
         chosen = {site for site in known if selector(site)}
     else:
-        parts = [selector] if isinstance(selector, str | Site) else list(selector)
+        parts = _parts(selector)
         chosen = {site for part in parts for site in _matching(part, known)}
     if not chosen:
         raise EmptySelectionError(f"The selection of sites is empty; the model has {len(known)}.")
@@ -109,14 +110,18 @@ def patterns_of(selector: str | Site | Iterable[str | Site]) -> tuple[str, ...]:
         UnknownNameError: If a name is no site of any architecture.
         EmptySelectionError: If there is none.
     """
-    parts = [selector] if isinstance(selector, str | Site) else list(selector)
-    patterns = tuple(str(part) for part in parts)
+    patterns = tuple(str(part) for part in _parts(selector))
     if not patterns:
         raise EmptySelectionError("An intervention needs at least one site.")
     for pattern in patterns:
         if not is_glob(pattern):
             Site.parse(pattern)
     return patterns
+
+
+def _parts(selector: str | Site | Iterable[str | Site]) -> tuple[str | Site, ...]:
+    parts = (selector,) if isinstance(selector, str | Site) else iterated("sites", selector)
+    return tuple(expect("sites", part, (str, Site), "names, globs or Sites") for part in parts)
 
 
 def is_glob(pattern: str) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor
 from workbench.core.data import Batch, Prompt, batch_of
 from workbench.core.errors import EmptySelectionError, NonFiniteError
 from workbench.core.interventions import Intervention
-from workbench.core.metrics import Metric, TokenMetric
+from workbench.core.metrics import Metric, TokenMetric, read_by
+from workbench.core.options import count, iterated
 from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.program import Ledger, Program, compile_plan
 from workbench.core.protocols import Model
@@ -63,15 +64,15 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how large a 
         NonFiniteError: If the metric of a cell is not finite.
     """
     base = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
-    reader, fixed = metric.on(model), as_plan(plan)
-    reader.check_rows(len(base.tokens))
-    plans = [as_plan([cell] if isinstance(cell, Intervention) else cell) for cell in cells]
+    reader, fixed = read_by(metric, model, len(base.tokens)), as_plan(plan)
+    parts = iterated("cells", cells)
+    plans = [as_plan([cell] if isinstance(cell, Intervention) else cell) for cell in parts]
     if not plans:
         raise EmptySelectionError("A sweep needs at least one cell.")
     groups = _groups(plans, model, len(base.tokens))
     start = _start(model, base, fixed, reader, tuple(groups))
     values = start.values.new_zeros(len(plans), len(base.tokens))
-    size = max(1, max_tokens // base.tokens.numel())
+    size = max(1, count("max_tokens", max_tokens) // base.tokens.numel())
     done, forwards = 0, 1
     for layer, indices in groups.items():
         for chunk in (indices[i : i + size] for i in range(0, len(indices), size)):

@@ -19,7 +19,7 @@ from workbench.core.sites import Site
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace(Mapping[Site, Tensor]):
     """A run's logits and activations, by site or by its name.
 
@@ -88,6 +88,14 @@ class Trace(Mapping[Site, Tensor]):
     @override
     def __len__(self) -> int:
         return len(self.activations)
+
+    @override
+    def __repr__(self) -> str:
+        rows, columns = self.batch.tokens.shape
+        logits = "no logits" if self.unembedded is None else f"logits {tuple(self.logits.shape)}"
+        changes = f"{len(self.plan)} interventions" if len(self.plan) else "no interventions"
+        size = f"{rows} x {columns} tokens, {logits}, {len(self)} sites recorded"
+        return f"Trace({self.model.name!r}, {size}, {changes})"
 
     @property
     def replayable(self) -> bool:

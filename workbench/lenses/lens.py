@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from typing_extensions import override
 from workbench.core.axes import Logits, Resid
 from workbench.core.data import Batch, Prompt, answer_ids, batch_of
 from workbench.core.errors import OptionError
+from workbench.core.options import count, iterated
 from workbench.core.plan import Interventions
 from workbench.core.protocols import Model
 from workbench.core.provenance import Provenance, hyper_parameters, provenance
@@ -26,7 +27,7 @@ STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LensReading(Result):
     """What a lens sees in one prompt, by site (from low layers to high) and position.
 
@@ -58,6 +59,10 @@ class LensReading(Result):
             "watched": self.watched,
             "ranks": self.ranks,
         }
+
+    @override
+    def details(self) -> Mapping[str, Any]:
+        return {"tokens": list(self.tokens), "prompt": list(self.prompt)}
 
     @override
     def table(self) -> Table:
@@ -109,10 +114,9 @@ class LensMethod(ABC):
         if len(batch.tokens) != 1:
             raise OptionError("prompt", "a single one", f"{len(batch.tokens)} prompts")
         wanted = _streams(select(sites, model.sites))
-        if top_k < 1:
-            raise OptionError("top_k", "1 or more", top_k)
-        texts = (watch,) if isinstance(watch, str) else watch
-        tokens = tuple(token for one in texts for token in answer_ids(model, one, 1))
+        count("top_k", top_k)
+        watched = (watch,) if isinstance(watch, str) else iterated("watch", watch)
+        tokens = tuple(token for one in watched for token in answer_ids(model, one, 1))
         trace = run(model, batch, plan=plan, record=wanted, positions=positions, check=check)
         ids = tuple(batch.tokens[0].tolist())
         read = list(range(len(ids))) if trace.columns is None else trace.columns[0].tolist()

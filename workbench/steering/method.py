@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.core.direction import Direction
 from workbench.core.errors import EmptySelectionError, OptionError
 from workbench.core.harvest import Progress, ReadPosition, harvest
+from workbench.core.options import iterated
 from workbench.core.protocols import Model
 from workbench.core.provenance import hyper_parameters, provenance
 from workbench.core.registry import discover
@@ -61,10 +62,7 @@ class SteeringMethod(ABC):
         if place.axes[:2] != ("batch", "pos") or len(place.axes) != 3:
             kinds = "one with a single vector per token (batch pos d)"
             raise OptionError("site", kinds, f"{place} ({' '.join(place.axes)})")
-        if isinstance(positive, str) or isinstance(negative, str):
-            raise OptionError("positive and negative", "lists of texts", "a single text")
-        if any(isinstance(text, int) for text in (*positive, *negative)):
-            raise OptionError("positive and negative", "lists of texts", "the ids of a single one")
+        positive, negative = _side("positive", positive), _side("negative", negative)
         if min(len(positive), len(negative)) < MINIMUM:
             raise EmptySelectionError(
                 f"Each side needs {MINIMUM} texts or more, got {len(positive)} positive and "
@@ -107,6 +105,13 @@ class SteeringMethod(ABC):
             ),
             label=label,
         )
+
+
+def _side(option: str, side: Sequence[str | Sequence[int]]) -> tuple[str | Sequence[int], ...]:
+    texts = () if isinstance(side, str) else tuple(iterated(option, side))
+    if isinstance(side, str) or any(isinstance(text, int) for text in texts):
+        raise OptionError(option, "a list of texts", side)
+    return texts
 
 
 METHODS = discover("workbench.steering.methods", "METHOD", SteeringMethod)
