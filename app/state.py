@@ -49,6 +49,17 @@ class Edit:
     strength: float = 1.0  # gaps for "steer", the whole change otherwise
     recipe: Recipe | None = None
 
+    def __post_init__(self) -> None:
+        """Holds an edit that steers to its recipe: a chip must name the place that is steered.
+
+        Raises:
+            StateError: If it has no recipe, names another place, or does not steer and has one.
+        """
+        if (self.op == "steer") != (self.recipe is not None):
+            raise StateError(f"An edit has a recipe if it steers, and only then; got {self.op}.")
+        if self.recipe is not None and self.site != self.recipe.site:
+            raise StateError(f"The recipe steers {self.recipe.site}, not {self.site}.")
+
     @property
     def label(self) -> str:
         """A few words for its chip."""

@@ -23,17 +23,23 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 index = st.integers(0, 200)
 strength = st.floats(-10, 10, allow_nan=False)
 texts = st.lists(text, max_size=3).map(tuple)
+JOY = Recipe(("good",), ("bad",), 14)
 recipes = st.builds(Recipe, positive=texts, negative=texts, layer=index)
-edits = st.builds(
+changes = st.builds(
     Edit,
-    op=st.sampled_from(["zero", "scale", "steer"]),
+    op=st.sampled_from(["zero", "scale"]),
     site=st.sampled_from(["blocks.3.attn.hook_z", "blocks.0.hook_mlp_out"]),
     heads=st.lists(index, max_size=3).map(tuple),
     positions=st.lists(index, max_size=3).map(tuple),
     factor=strength,
     strength=strength,
-    recipe=st.none() | recipes,
 )
+steers = st.builds(
+    lambda recipe, strength: Edit("steer", recipe.site, strength=strength, recipe=recipe),
+    recipes,
+    strength,
+)
+edits = changes | steers
 investigations = st.builds(
     Investigation,
     model=st.sampled_from(["smollm2-135m-instruct", "induction"]),
@@ -117,6 +123,17 @@ def test_a_link_names_no_file(name):
         ('{"cell": [1]}', "must have 2 items"),
         ('{"plan": [{"op": "explode", "site": "x"}]}', "must be one of zero, scale, steer"),
         ('{"plan": [{"op": "zero"}]}', "lacks 'site'"),
+        (
+            '{"plan": [{"op": "steer", "site": "blocks.3.hook_resid_post"}]}',
+            "has a recipe if it st",
+        ),
+        (
+            (
+                '{"plan": [{"op": "steer", "site": "blocks.4.hook_resid_post", "recipe": '
+                '{"layer": 3, "negative": ["a"], "positive": ["b"]}}]}'
+            ),
+            "The recipe steers blocks.3.hook_resid_post, not blocks.4",
+        ),
         ('{"steering": {"strength": 1e999}}', "must be a float"),
     ],
 )
@@ -147,7 +164,7 @@ def test_plan_edits():
         (Edit("zero", "blocks.9.attn.hook_z", heads=(6,)), "ablate L9H6"),
         (Edit("zero", "blocks.4.hook_mlp_out", positions=(2,)), "ablate L4 MLP at 2"),
         (Edit("scale", "blocks.4.hook_attn_out", factor=0.5), "scale L4 attention × 0.5"),
-        (Edit("steer", "blocks.14.hook_resid_post", strength=-1.5), "steer L14 residual −1.5 gaps"),
+        (Edit("steer", JOY.site, strength=-1.5, recipe=JOY), "steer L14 residual −1.5 gaps"),
     ],
 )
 def test_a_chip_says_what_it_does_and_where(edit, label):
