@@ -16,50 +16,14 @@ def lens(reading: LensReading, state: Investigation) -> tuple[View, Heat]:
     """The grid of top words, shaded by their probability; layers grow upward."""
     columns = tuple(shown(reading.tokens[pos]) for pos in reading.positions)
     texts = tuple(tuple(shown(cell[0]) for cell in row) for row in reading.texts)
-    row, column = picked(reading, state)
-    best = reading.probs[:, :, 0]
     hidden = len(reading.tokens) - len(reading.positions)
     view = View(
         title=QUESTION,
         sentences=(_told(reading), *_hidden(reading, hidden)),
-        foot=Foot(
-            checks=(
-                Check(
-                    "KL of last row to model",
-                    tiny(reading.residual),
-                    "bits",
-                    reading.residual < EXACT,
-                ),
-            ),
-            method="Raw logit lens (nostalgebraist 2020): the stream after each layer through the "
-            "model's final norm and unembedding. Early rows are often unreadable because the lens "
-            "is not trained for them; that is the lens's limit, not proof of ignorance.",
-            table=Table(
-                "Top word by layer and position",
-                ("layer", "position", "token", "top word", "probability", "entropy, bits"),
-                tuple(
-                    (
-                        reading.layers[i],
-                        pos,
-                        columns[j],
-                        texts[i][j],
-                        float(best[i, j]),
-                        float(reading.entropy[i, j]),
-                    )
-                    for i in reversed(range(len(reading.layers)))
-                    for j, pos in enumerate(reading.positions)
-                ),
-            ),
-            code=script(
-                state,
-                "from workbench.lenses import METHODS as LENSES",
-                'reading = LENSES["logit_lens"](model, prompt, plan=plan)',
-                "print(reading.table())",
-            ),
-        ),
+        foot=_foot(reading, state, columns, texts),
     )
     figure = Heat(
-        values=best,
+        values=reading.probs[:, :, 0],
         label=f"Top word after each of {len(reading.layers)} layers at {len(columns)} positions",
         rows=reading.layers,
         columns=columns,
@@ -69,11 +33,48 @@ def lens(reading: LensReading, state: Investigation) -> tuple[View, Heat]:
         note="probability of the top word",
         upward=True,
         texts=texts,
-        picked=(row, column),
+        picked=picked(reading, state),
         cell=(46, 110),
         cell_height=15,
     )
     return view, figure
+
+
+def _foot(
+    reading: LensReading,
+    state: Investigation,
+    columns: tuple[str, ...],
+    texts: tuple[tuple[str, ...], ...],
+) -> Foot:
+    rows, residual = reversed(range(len(reading.layers))), reading.residual
+    cells = ((i, j, pos) for i in rows for j, pos in enumerate(reading.positions))
+    return Foot(
+        checks=(Check("KL of last row to model", tiny(residual), "bits", residual < EXACT),),
+        method="Raw logit lens (nostalgebraist 2020): the stream after each layer through the "
+        "model's final norm and unembedding. Early rows are often unreadable because the lens "
+        "is not trained for them; that is the lens's limit, not proof of ignorance.",
+        table=Table(
+            "Top word by layer and position",
+            ("layer", "position", "token", "top word", "probability", "entropy, bits"),
+            tuple(
+                (
+                    reading.layers[i],
+                    pos,
+                    columns[j],
+                    texts[i][j],
+                    float(reading.probs[i, j, 0]),
+                    float(reading.entropy[i, j]),
+                )
+                for i, j, pos in cells
+            ),
+        ),
+        code=script(
+            state,
+            "from workbench.lenses import METHODS as LENSES",
+            'reading = LENSES["logit_lens"](model, prompt, plan=plan)',
+            "print(reading.table())",
+        ),
+    )
 
 
 def picked(reading: LensReading, state: Investigation) -> tuple[int, int]:

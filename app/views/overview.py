@@ -16,8 +16,16 @@ EXACT = 1e-3  # logits or probability by which a check may miss
 
 def next_tokens(reading: Reading, state: Investigation) -> tuple[View, Bars]:
     """What the model says next."""
+    view = View(
+        title=say("What does the model say next?"),
+        sentences=(_said(reading), *_change(reading)),
+        foot=_said_foot(reading, state),
+    )
+    return view, _said_bars(reading)
+
+
+def _said(reading: Reading) -> Sentence:
     best, answer = reading.top[0], reading.answer
-    planned = reading.after is not None
     first = say("The model says ", token(best.text, _kind(best.text, answer)), " next, with ")
     sentence = first + say(strong(percent(best.prob)))
     others = [
@@ -33,110 +41,100 @@ def next_tokens(reading: Reading, state: Investigation) -> tuple[View, Bars]:
             f" gets {percent(candidate.prob)} (rank {rank})",
         )
     ]
-    sentence += say(*others, ".")
-    return (
-        View(
-            title=say("What does the model say next?"),
-            sentences=(sentence, *_change(reading)),
-            foot=Foot(
-                checks=(
-                    Check("shown of all probability", percent(sum(c.prob for c in reading.top))),
-                    Check("entropy", plain(reading.entropy, "bits"), "0 is certain"),
-                ),
-                method="One forward pass; probabilities are the softmax of the logits after the "
-                "position read. A dark tick marks the probability without the plan.",
-                table=Table(
-                    "Next tokens",
-                    ("token", "probability", "without the plan", "logit"),
-                    tuple((shown(c.text), c.prob, c.before, c.logit) for c in reading.top),
-                ),
-                code=script(
-                    state,
-                    'trace = wb.run(model, prompt, plan=plan, positions="last")',
-                    "best = trace.answer_logits[0].softmax(-1).topk(10)",
-                    "for p, i in zip(best.values.tolist(), best.indices.tolist()):",
-                    "    print(f'{p:.3f}', repr(model.tokenizer.token_text(i)))",
-                ),
-            ),
+    return sentence + say(*others, ".")
+
+
+def _said_foot(reading: Reading, state: Investigation) -> Foot:
+    return Foot(
+        checks=(
+            Check("shown of all probability", percent(sum(c.prob for c in reading.top))),
+            Check("entropy", plain(reading.entropy, "bits"), "0 is certain"),
         ),
-        Bars(
-            rows=tuple(
-                Bar(
-                    label=shown(c.text),
-                    value=c.prob,
-                    text=percent(c.prob),
-                    tone=_tone(c.text, answer),
-                    before=c.before if planned else None,
-                    literal=True,
-                )
-                for c in reading.top
-            ),
-            label=f"The {len(reading.top)} likeliest next tokens",
-            unit="probability",
-            most=max(best.prob, *(c.before for c in reading.top), 1e-9),
-            actions=(("target", "target"), ("foil", "foil")),
+        method="One forward pass; probabilities are the softmax of the logits after the "
+        "position read. A dark tick marks the probability without the plan.",
+        table=Table(
+            "Next tokens",
+            ("token", "probability", "without the plan", "logit"),
+            tuple((shown(c.text), c.prob, c.before, c.logit) for c in reading.top),
         ),
+        code=script(
+            state,
+            'trace = wb.run(model, prompt, plan=plan, positions="last")',
+            "best = trace.answer_logits[0].softmax(-1).topk(10)",
+            "for p, i in zip(best.values.tolist(), best.indices.tolist()):",
+            "    print(f'{p:.3f}', repr(model.tokenizer.token_text(i)))",
+        ),
+    )
+
+
+def _said_bars(reading: Reading) -> Bars:
+    planned = reading.after is not None
+    return Bars(
+        rows=tuple(
+            Bar(
+                label=shown(c.text),
+                value=c.prob,
+                text=percent(c.prob),
+                tone=_tone(c.text, reading.answer),
+                before=c.before if planned else None,
+                literal=True,
+            )
+            for c in reading.top
+        ),
+        label=f"The {len(reading.top)} likeliest next tokens",
+        unit="probability",
+        most=max(*(c.prob for c in reading.top), *(c.before for c in reading.top), 1e-9),
+        actions=(("target", "target"), ("foil", "foil")),
     )
 
 
 def by_layer(path: Path, state: Investigation) -> tuple[View, Lines]:
     """Target and foil, layer by layer, read from the residual stream."""
     first = settled(path.target_rank)
-    steps = tuple(path.layers)
     view = View(
         title=say("Since which layer?"),
         sentences=(_since(path, first),),
-        foot=Foot(
-            checks=(
-                Check("last layer − model", tiny(path.residual), "logits", path.residual < EXACT),
-            ),
-            method="Logit lens (nostalgebraist 2020): the residual stream after each layer goes "
-            "through the model's own final norm and unembedding. It shows what can be read there, "
-            "not what the model uses.",
-            table=Table(
-                "Target and foil by layer",
-                ("layer", "rank", "probability", "rank of foil", "probability of foil"),
-                tuple(
-                    (name, int(r), float(p), int(s), float(q))
-                    for name, r, p, s, q in zip(
-                        steps,
-                        path.target_rank,
-                        path.target_prob,
-                        path.foil_rank,
-                        path.foil_prob,
-                        strict=True,
-                    )
-                ),
-            ),
-            code=script(
-                state,
-                "from workbench.lenses import METHODS as LENSES",
-                f"watch = [{path.answer.target!r}, {path.answer.foil!r}]",
-                'reading = LENSES["logit_lens"](model, prompt, plan=plan, watch=watch)',
-                "print(1 + reading.ranks[:, -1])  # layer token",
-            ),
+        foot=_path_foot(path, state),
+    )
+    return view, _path_lines(path, first)
+
+
+def _path_foot(path: Path, state: Investigation) -> Foot:
+    target, foil = (path.target_rank, path.target_prob), (path.foil_rank, path.foil_prob)
+    rows = zip(path.layers, *target, *foil, strict=True)
+    return Foot(
+        checks=(Check("last layer − model", tiny(path.residual), "logits", path.residual < EXACT),),
+        method="Logit lens (nostalgebraist 2020): the residual stream after each layer goes "
+        "through the model's own final norm and unembedding. It shows what can be read there, "
+        "not what the model uses.",
+        table=Table(
+            "Target and foil by layer",
+            ("layer", "rank", "probability", "rank of foil", "probability of foil"),
+            tuple((name, int(r), float(p), int(s), float(q)) for name, r, p, s, q in rows),
+        ),
+        code=script(
+            state,
+            "from workbench.lenses import METHODS as LENSES",
+            f"watch = [{path.answer.target!r}, {path.answer.foil!r}]",
+            'reading = LENSES["logit_lens"](model, prompt, plan=plan, watch=watch)',
+            "print(1 + reading.ranks[:, -1])  # layer token",
         ),
     )
-    ticks = tuple(
-        (-float(power), f"{10**power:,}")
-        for power in range(math.ceil(math.log10(path.vocabulary)) + 1)
+
+
+def _path_lines(path: Path, first: int | None) -> Lines:
+    powers = range(math.ceil(math.log10(path.vocabulary)) + 1)
+    ticks = tuple((-float(power), f"{10**power:,}") for power in powers)
+    curves: tuple[tuple[Tone, str, Array, Array], ...] = (
+        ("target", path.answer.target, path.target_rank, path.target_prob),
+        ("foil", path.answer.foil, path.foil_rank, path.foil_prob),
     )
-    figure = Lines(
-        lines=(
-            Line(
-                shown(path.answer.target),
-                -np.log10(path.target_rank),
-                "target",
-                _ranks(path.target_rank, path.target_prob),
-            ),
-            Line(
-                shown(path.answer.foil),
-                -np.log10(path.foil_rank),
-                "foil",
-                _ranks(path.foil_rank, path.foil_prob),
-            ),
+    return Lines(
+        lines=tuple(
+            Line(shown(text), -np.log10(ranks), tone, _ranks(ranks, probs))
+            for tone, text, ranks, probs in curves
         ),
-        steps=steps,
+        steps=tuple(path.layers),
         step_title="layer",
         value_title=f"rank among {path.vocabulary:,} tokens (1 is said)",
         low=ticks[-1][0],
@@ -146,21 +144,18 @@ def by_layer(path: Path, state: Investigation) -> tuple[View, Lines]:
         picked=first,
         ticks=ticks,
     )
-    return view, figure
 
 
 def components(scores: ComponentScores, state: Investigation) -> tuple[View, Bars, tuple[int, ...]]:
     """The parts that push most for target or foil; also the index of each row's component."""
-    order = tuple(int(i) for i in np.argsort(-np.abs(scores.values))[:TOP])
+    order = tuple(int(i) for i in np.argsort(-np.abs(scores.values)))
     best = int(np.argmax(scores.values))
-    answer = scores.answer
-    residual = abs(scores.total - scores.metric)
     told = say(
         strong(scores.names[best]),
         " adds most to ",
-        token(answer.target, "target"),
+        token(scores.answer.target, "target"),
         " over ",
-        token(answer.foil, "foil"),
+        token(scores.answer.foil, "foil"),
         ": ",
         strong(signed(float(scores.values[best]), "logits")),
         f" of {signed(scores.metric)}.",
@@ -168,42 +163,39 @@ def components(scores: ComponentScores, state: Investigation) -> tuple[View, Bar
     view = View(
         title=say("Through which parts?"),
         sentences=(told,),
-        foot=Foot(
-            checks=(
-                Check(
-                    "sum of all parts − metric",
-                    tiny(residual),
-                    f"logits, of {signed(scores.metric)}",
-                    residual < EXACT,
-                ),
-            ),
-            method=f"Direct logit attribution ({scores.source}): each part's own addition to the "
-            "residual stream, through the final norm as it was in this run, onto target − foil. "
-            "Exact for the direct path; what a part does through later parts is not counted.",
-            table=Table(
-                "Direct contribution to target − foil, in logits",
-                ("part", "logits"),
-                tuple(
-                    (scores.names[i], float(scores.values[i]))
-                    for i in np.argsort(-np.abs(scores.values))
-                ),
-            ),
-            code=script(
-                state,
-                "from workbench.attribution import METHODS as ATTRIBUTION",
-                *(
-                    ["# the method takes no plan: these are the scores without it"]
-                    if state.active
-                    else ()
-                ),
-                f"contrast = wb.Contrast(clean=prompt, corrupt=prompt, target={answer.target!r}, "
-                f"foil={answer.foil!r})",
-                'scores = ATTRIBUTION["direct_logit_attribution"](model, contrast)',
-                "print(scores.table())",
-            ),
+        foot=_parts_foot(scores, state, order),
+    )
+    return view, _parts_bars(scores, order[:TOP]), order[:TOP]
+
+
+def _parts_foot(scores: ComponentScores, state: Investigation, order: tuple[int, ...]) -> Foot:
+    residual, answer = abs(scores.total - scores.metric), scores.answer
+    unplanned = ["# the method takes no plan: these are the scores without it"]
+    whole = f"logits, of {signed(scores.metric)}"
+    return Foot(
+        checks=(Check("sum of all parts − metric", tiny(residual), whole, residual < EXACT),),
+        method=f"Direct logit attribution ({scores.source}): each part's own addition to the "
+        "residual stream, through the final norm as it was in this run, onto target − foil. "
+        "Exact for the direct path; what a part does through later parts is not counted.",
+        table=Table(
+            "Direct contribution to target − foil, in logits",
+            ("part", "logits"),
+            tuple((scores.names[i], float(scores.values[i])) for i in order),
+        ),
+        code=script(
+            state,
+            "from workbench.attribution import METHODS as ATTRIBUTION",
+            *(unplanned if state.active else ()),
+            f"contrast = wb.Contrast(clean=prompt, corrupt=prompt, target={answer.target!r}, "
+            f"foil={answer.foil!r})",
+            'scores = ATTRIBUTION["direct_logit_attribution"](model, contrast)',
+            "print(scores.table())",
         ),
     )
-    figure = Bars(
+
+
+def _parts_bars(scores: ComponentScores, order: tuple[int, ...]) -> Bars:
+    return Bars(
         rows=tuple(
             Bar(
                 label=scores.names[i],
@@ -220,7 +212,6 @@ def components(scores: ComponentScores, state: Investigation) -> tuple[View, Bar
         signed=True,
         actions=(("ablate", "ablate"),),
     )
-    return view, figure, order
 
 
 def ablation(scores: ComponentScores, index: int) -> Edit | None:

@@ -17,13 +17,14 @@ from workbench.core.errors import EmptySelectionError, OptionError
 from workbench.core.harvest import Progress, ReadPosition, harvest
 from workbench.core.options import iterated
 from workbench.core.protocols import Model
-from workbench.core.provenance import hyper_parameters, provenance
+from workbench.core.provenance import Provenance, hyper_parameters, provenance
 from workbench.core.registry import discover
 from workbench.core.run import Check as Cancel
 from workbench.core.sites import Site, one_site
 from workbench.steering.quality import quality
 
 Rows = Float[Tensor, "_text d"]  # both sides may have as many as they like
+Texts = Sequence[str | Sequence[int]]
 MINIMUM = 2  # texts on each side: a spread needs two
 
 
@@ -40,8 +41,8 @@ class SteeringMethod(ABC):
         self,
         model: Model,
         *,
-        positive: Sequence[str | Sequence[int]],
-        negative: Sequence[str | Sequence[int]],
+        positive: Texts,
+        negative: Texts,
         site: str | Site,
         position: ReadPosition = "last",
         label: str = "",
@@ -58,56 +59,62 @@ class SteeringMethod(ABC):
             OptionError: If both sides have the same mean, or the site has heads.
             PromptError: If a text cannot be run.
         """
-        place = one_site(site, model.sites)
-        if place.axes[:2] != ("batch", "pos") or len(place.axes) != 3:
-            kinds = "one with a single vector per token (batch pos d)"
-            raise OptionError("site", kinds, f"{place} ({' '.join(place.axes)})")
-        positive, negative = _side("positive", positive), _side("negative", negative)
-        if min(len(positive), len(negative)) < MINIMUM:
-            raise EmptySelectionError(
-                f"Each side needs {MINIMUM} texts or more, got {len(positive)} positive and "
-                f"{len(negative)} negative."
-            )
-        both = (
-            harvest(
-                model,
-                [*positive, *negative],
-                [place],
-                position=position,
-                progress=progress,
-                check=check,
-            )
-            .rows[place]
-            .float()
+        place = _place(site, model)
+        yes, no = _sides(positive, negative)
+        rows = harvest(
+            model, [*yes, *no], [place], position=position, progress=progress, check=check
+        ).rows[place]
+        made_by = provenance(
+            model,
+            method=type(self).__name__,
+            source=self.source,
+            data=[list(yes), list(no)],
+            parameters={**hyper_parameters(self), "site": str(place), "position": position},
         )
-        yes, no = both[: len(positive)], both[len(positive) :]
-        vector = self.vector(yes, no)
+        above, below = rows.float().split([len(yes), len(no)])
+        return self._direction(place, above, below, made_by, label)
+
+    def _direction(
+        self, site: Site, positive: Rows, negative: Rows, made_by: Provenance, label: str
+    ) -> Direction:
+        vector, both = self.vector(positive, negative), torch.cat([positive, negative])
         length = torch.linalg.vector_norm(vector)
         if not float(length) > 0:
-            raise OptionError(
-                "positive and negative", "texts whose activations differ", "equal means"
-            )
+            wanted = "texts whose activations differ"
+            raise OptionError("positive and negative", wanted, "equal means")
         unit_vector = vector / length
         return Direction(
-            site=place,
+            site=site,
             vector=vector,
-            gap=float((yes.mean(0) - no.mean(0)) @ unit_vector),
+            gap=float((positive.mean(0) - negative.mean(0)) @ unit_vector),
             sigma=float((both @ unit_vector).std()),
             norm=float(torch.linalg.vector_norm(both, dim=-1).mean()),
             unit="activation",
-            checks=quality(self.vector, yes, no),
-            provenance=provenance(
-                model,
-                method=type(self).__name__,
-                source=self.source,
-                data=[list(positive), list(negative)],
-                parameters={**hyper_parameters(self), "site": str(place), "position": position},
-            ),
+            checks=quality(self.vector, positive, negative),
+            provenance=made_by,
             label=label,
         )
 
 
-def _side(option: str, side: Sequence[str | Sequence[int]]) -> tuple[str | Sequence[int], ...]:
+def _place(site: str | Site, model: Model) -> Site:
+    place = one_site(site, model.sites)
+    if place.axes[:2] != ("batch", "pos") or len(place.axes) != 3:
+        kinds = "one with a single vector per token (batch pos d)"
+        raise OptionError("site", kinds, f"{place} ({' '.join(place.axes)})")
+    return place
+
+
+def _sides(positive: Texts, negative: Texts) -> tuple[Texts, Texts]:
+    yes, no = _side("positive", positive), _side("negative", negative)
+    if min(len(yes), len(no)) < MINIMUM:
+        raise EmptySelectionError(
+            f"Each side needs {MINIMUM} texts or more, got {len(yes)} positive and {len(no)} "
+            "negative."
+        )
+    return yes, no
+
+
+def _side(option: str, side: Texts) -> Texts:
     texts = () if isinstance(side, str) else tuple(iterated(option, side))
     if isinstance(side, str) or any(isinstance(text, int) for text in texts):
         raise OptionError(option, "a list of texts", side)
