@@ -142,7 +142,7 @@ const cells = (f, g, { left, top, w, h }, rgb, shade, colours, mono) => {
     g.fillRect(x, y, Math.round(left + (j + 1) * w) - x - (w > 12 ? 1 : 0), Math.round(top + (i + 1) * h) - y - (h > 12 ? 1 : 0))
     const text = f.texts?.[i]?.[j]
     if (text === undefined || h < FONT + 2) return
-    g.fillStyle = luminance(r, gr, b) > 0.18 ? '#0d1117' : '#ffffff'
+    g.fillStyle = luminance(r, gr, b) > 0.179 ? '#000000' : '#ffffff'  // 4.58:1 at the least
     g.fillText(fit(text, w - 4), x + w / 2, y + h / 2 + 0.5)
   })
 }

@@ -35,7 +35,7 @@ const draw = (root, data) => {
     if (up) { line(at, box.top, at, box.bottom, 'grid'); text(at, box.bottom + 14, words, 'middle') }
     else { line(box.left, at, box.right, at, 'grid'); text(box.left - 6, at + 4, words, 'end') }
   }
-  const room = up ? box.bottom - box.top : box.right - box.left, every = Math.max(1, Math.ceil(n * (up ? 16 : 34) / room))
+  const room = up ? box.bottom - box.top : box.right - box.left, every = Math.max(1, Math.ceil(n * (up ? 16 : 42) / room))
   data.steps.forEach((words, i) => {
     const crowded = data.picked !== null && Math.abs(i - data.picked) < every
     if (i !== data.picked && (i % every || crowded)) return
