@@ -10,6 +10,7 @@ import torch
 from workbench.core import options
 from workbench.core.errors import EmptySelectionError, OptionError
 
+
 def kinds(value: Any) -> str:
     """A name that is the same in every process, which an object's address is not."""
     return type(value).__name__

@@ -75,12 +75,15 @@ class Program:
     plan: Plan
     by_site: Mapping[Site, tuple[int, ...]]
 
-    @property
-    def first_layer(self) -> int | None:
-        """The first block the plan touches; None if it acts before the blocks or not at all."""
-        layers = [site.layer for site in self.by_site]
-        found = [layer for layer in layers if layer is not None]
-        return min(found) if len(found) == len(layers) and found else None
+    def first_block(self, model: Model) -> int:
+        """The first block the plan changes: -1 for the embedding, `n_layers` after the blocks."""
+        if not self.by_site:
+            return -1
+        first = next(site for site in model.sites if site in self.by_site)
+        if first.layer is not None:
+            return first.layer
+        block = next(site for site in model.sites if site.layer is not None)
+        return -1 if model.sites.index(first) < model.sites.index(block) else model.sizes.n_layers
 
     def tap(self, place: Place, ledger: Ledger) -> Tap:
         """The tap that carries the plan out in one pass."""
