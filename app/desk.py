@@ -76,6 +76,10 @@ class Desk:
         """Stops a job for this session; to be called from callbacks."""
         stop(self.host, job, view)
 
+    def resume(self, job: Job, view: str) -> None:
+        """Lets a stopped or failed question be asked again; to be called from callbacks."""
+        resume(self.host, job, view)
+
 
 def lane(view: str) -> str:
     """The lane of a view of this session: a new question in it cancels the old one."""
@@ -88,7 +92,7 @@ def ask(host: Host, spec: Spec, kind: type[Result], wait: Wait) -> Result | None
     """The answer to `spec`; meanwhile its shape and a Cancel button, at worst why there is none."""
     job = submit(host, spec, wait.view)
     if stopped(job):
-        _again(job, Failure(f"Stopped: {wait.what}.", retry=True), wait)
+        _again(host, job, Failure(f"Stopped: {wait.what}.", retry=True), wait)
         return None
     if not job.ended.wait(QUIET):
         _wait(host, job, wait)
@@ -96,7 +100,7 @@ def ask(host: Host, spec: Spec, kind: type[Result], wait: Wait) -> Result | None
         return job.result
     if job.state is State.CANCELLED:
         return None  # by a newer question of this lane, whose script draws this place
-    _again(job, job.failure or Failure(f"No answer: {wait.what}.", retry=True), wait)
+    _again(host, job, job.failure or Failure(f"No answer: {wait.what}.", retry=True), wait)
     return None
 
 
@@ -119,9 +123,10 @@ def stopped(job: Job) -> bool:
     return _stopped().get(job.digest) == job.id
 
 
-def resume(job: Job) -> None:
-    """Lets a stopped question be asked again; to be called from callbacks."""
+def resume(host: Host, job: Job, view: str) -> None:
+    """Lets a stopped or failed question be asked again; to be called from callbacks."""
     _stopped().pop(job.digest, None)
+    host.leave(job, lane(view))
 
 
 def _stopped() -> dict[str, str]:
@@ -148,13 +153,13 @@ def _wait(host: Host, job: Job, wait: Wait) -> None:
     place.empty()
 
 
-def _again(job: Job, failure: Failure, wait: Wait) -> None:
+def _again(host: Host, job: Job, failure: Failure, wait: Wait) -> None:
     if wait.title:
         prose(key=f"wait-{wait.view}", kind="page", title=wait.title)
     kind = "notice" if stopped(job) else "error"
     prose(say(failure.message), key=f"failure-{wait.view}", kind=kind)
     if failure.retry:
-        st.button("Retry", key=f"retry-{wait.view}", on_click=resume, args=(job,))
+        st.button("Retry", key=f"retry-{wait.view}", on_click=resume, args=(host, job, wait.view))
 
 
 def callback(act: Callable[[Investigation], Investigation]) -> Callable[[], None]:

@@ -1,7 +1,8 @@
 """The host: one worker thread owns the model; everybody else submits a spec and reads plain data.
 
 Notable: the same question in flight is asked once; a new question in a *lane* (one view of one
-session) cancels the lane's previous one, so that rapid clicks give the last result only. A job's
+session) cancels the lane's previous one, so that rapid clicks give the last result only. What
+failed is not asked again by the same lane until it leaves, else every rerun would. A job's
 terminal state is written last, after its result: whoever sees it sees everything. A supervisor
 replaces a worker that died. The host knows neither torch nor Streamlit.
 """
@@ -203,8 +204,8 @@ class Host:
         Whatever this lane asked before and nobody else waits for is cancelled.
         """
         with self._lock:
-            job = self._found(spec) or self._enqueue(spec)
             previous = self._lanes.pop(lane, None) if lane else None
+            job = _failed(previous, spec) or self._found(spec) or self._enqueue(spec)
             if previous is not None and previous is not job:
                 self._leave(previous, lane)
             if lane:
@@ -216,7 +217,10 @@ class Host:
             return job
 
     def leave(self, job: Job, lane: str) -> None:
-        """Ends a lane's interest in a job; it is cancelled if no other lane waits for it."""
+        """Ends a lane's interest in a job; it is cancelled if no other lane waits for it.
+
+        A job that failed is forgotten with it, so that the lane may ask anew.
+        """
         with self._lock:
             if self._lanes.get(lane) is job:
                 del self._lanes[lane]
@@ -363,6 +367,13 @@ def size_of(value: object) -> int:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return 64 + sum(size_of(value.__getattribute__(f.name)) for f in dataclasses.fields(value))
     return 32
+
+
+def _failed(previous: Job | None, spec: Spec) -> Job | None:
+    """What the lane asked last, if it was this and failed."""
+    if previous is None or previous.state is not State.FAILED or previous.spec != spec:
+        return None
+    return previous
 
 
 def _trim(table: "OrderedDict[str, Job]") -> None:

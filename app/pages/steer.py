@@ -9,7 +9,7 @@ from app.components.foot import foot
 from app.components.lines import lines
 from app.components.prose import prose
 from app.components.twin import Column, Piece, twin
-from app.desk import Desk, Wait, become, current, resume, stopped
+from app.desk import QUIET, Desk, Wait, become, current, stopped
 from app.host import Job, State
 from app.page import Page
 from app.results import DirectionCard, DoseCurve, TwinResult
@@ -158,10 +158,13 @@ def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
         seed=steering.seed,
     )
     job = desk.submit(spec, view="twin")
+    job.ended.wait(QUIET)  # what cannot be written is refused at once, and should show at once
     result = job.result if isinstance(job.result, TwinResult) else None
     halted = stopped(job) or job.state is State.CANCELLED
     if job.failure is not None:
         prose(say(job.failure.message), key="twin-error", kind="error")
+        if job.failure.retry:
+            st.button("Retry", key="twin-retry", on_click=desk.resume, args=(job, "twin"))
         return None
     columns = Column("Baseline"), Column(f"Steered {signed(steering.strength)} gaps")
     if result is not None:
@@ -181,7 +184,7 @@ def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
         on_stop=lambda: desk.stop(job, "twin"),
     )
     if halted:
-        st.button("Write again", key="twin-again", on_click=resume, args=(job,))
+        st.button("Write again", key="twin-again", on_click=desk.resume, args=(job, "twin"))
     return result
 
 

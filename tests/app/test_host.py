@@ -203,6 +203,18 @@ def test_a_worker_that_cannot_start_fails_its_jobs_instead_of_spinning():
     assert len(starts) < 10
 
 
+def test_a_failed_question_is_asked_again_by_its_lane_only_when_it_left(server, worker):
+    worker.gate.release(100)
+    job = ask(server, "wrong", "s1/view")
+    assert job.ended.wait(SOON)
+    assert [ask(server, "wrong", "s1/view") for _ in range(3)] == [job] * 3
+    assert worker.seen == ["wrong"]
+    assert ask(server, "wrong", "s2/view") is not job
+    server.leave(job, "s1/view")
+    again = ask(server, "wrong", "s1/view")
+    assert again is not job
+
+
 def test_whoever_sees_the_end_sees_the_result(server, worker):
     worker.gate.release(200)
     for number in range(100):

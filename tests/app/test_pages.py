@@ -130,6 +130,17 @@ def test_a_head_can_be_ablated_and_the_metric_says_what_it_did():
     assert "with 1 intervention" in shown(test)
 
 
+def test_a_text_that_cannot_be_continued_is_a_message_and_asked_once(opened):
+    steering = replace(STATE_OF_LETTERS.steering, prompt="xyz")
+    test = screen("steer", replace(STATE_OF_LETTERS, steering=steering))
+    assert not test.exception
+    assert "reads the letters" in shown(test)
+    lanes = {key: job.id for key, job in opened._lanes.items() if key.endswith("/twin")}
+    test.run()
+    assert "reads the letters" in shown(test)
+    assert {key: job.id for key, job in opened._lanes.items() if key.endswith("/twin")} == lanes
+
+
 def test_steering_joins_the_plan():
     test = screen(
         "steer",
