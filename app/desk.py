@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar, final
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import StopException
 
 from app.components.prose import prose
 from app.host import Failure, Host, Job, State
@@ -27,6 +28,8 @@ STATE: Final = "investigation"
 WRONG: Final = "wrong_link"  # what could not be read of the latest link
 GOING: Final = "going"  # the page a callback asked for
 _SESSION: Final = "session"
+_PAGE: Final = "page"  # the page on the screen
+_ASKED: Final = "asked"  # its views that asked something
 _STOPPED: Final = "stopped"  # what this session stopped: digest -> job
 QUIET: Final = 0.12  # seconds before a wait is worth a word
 LOOK: Final = 0.2  # seconds between two looks at a running job
@@ -66,10 +69,12 @@ class Desk:
 
     def ask(self, spec: Spec, kind: type[Result], wait: Wait) -> Result | None:
         """The answer to `spec`, or nothing after showing why not."""
+        _asked().add(wait.view)
         return ask(self.host, spec, kind, wait)
 
     def submit(self, spec: Spec, *, view: str) -> Job:
         """The job that answers `spec`, without waiting; the stopped one, where it was stopped."""
+        _asked().add(view)
         return submit(self.host, spec, view)
 
     def stop(self, job: Job, view: str) -> None:
@@ -104,6 +109,14 @@ def ask(host: Host, spec: Spec, kind: type[Result], wait: Wait) -> Result | None
     return None
 
 
+def turn_to(host: Host, page: str) -> None:
+    """Begins a page; what only the page before waited for is cancelled."""
+    if st.session_state.get(_PAGE, page) != page:
+        host.clear(lane(view) for view in _asked())
+        _asked().clear()
+    st.session_state[_PAGE] = page
+
+
 def submit(host: Host, spec: Spec, view: str) -> Job:
     """The job that answers `spec`; where this session stopped it, the stopped one."""
     known = _stopped().get(digest(spec))
@@ -129,6 +142,10 @@ def resume(host: Host, job: Job, view: str) -> None:
     host.leave(job, lane(view))
 
 
+def _asked() -> set[str]:
+    return st.session_state.setdefault(_ASKED, set())
+
+
 def _stopped() -> dict[str, str]:
     return st.session_state.setdefault(_STOPPED, {})
 
@@ -142,14 +159,16 @@ def _wait(host: Host, job: Job, wait: Wait) -> None:
             told = st.empty()
             st.button("Cancel", key=key, on_click=stop, args=(host, job, wait.view))
         st.skeleton(height=wait.height)
-    told_last = ""
-    while not job.ended.wait(LOOK):
-        text = waiting(
-            wait.what, ahead=host.ahead(job), done=job.done, total=job.total, eta=job.eta
-        )
-        if text != told_last:
-            told.caption(text)
-            told_last = text
+    try:
+        while not job.ended.wait(LOOK):
+            told.caption(  # also where Streamlit may end this script
+                waiting(
+                    wait.what, ahead=host.ahead(job), done=job.done, total=job.total, eta=job.eta
+                )
+            )
+    except StopException:  # the tab is gone; a rerun, which asks again, is another exception
+        host.leave(job, lane(wait.view))
+        raise
     place.empty()
 
 

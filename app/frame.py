@@ -15,7 +15,7 @@ from streamlit.navigation.page import Page as StreamlitPage
 from app.components.bar import bar
 from app.components.prose import prose
 from app.components.strip import strip
-from app.desk import GOING, STATE, WRONG, Desk, Wait, ask, become, callback, current
+from app.desk import GOING, STATE, WRONG, Desk, Wait, ask, become, callback, current, turn_to
 from app.host import Host
 from app.links import arrive, depart
 from app.page import Page
@@ -62,6 +62,7 @@ def _menu() -> dict[str, StreamlitPage]:
 
 
 def _screen(name: str, page: Page) -> None:
+    turn_to(host(), name)
     desk = _frame(host())
     if desk is not None:
         with st.container(key=f"page-{name}"):

@@ -2,7 +2,9 @@
 
 Notable: the same question in flight is asked once; a new question in a *lane* (one view of one
 session) cancels the lane's previous one, so that rapid clicks give the last result only. What
-failed is not asked again by the same lane until it leaves, else every rerun would. A job's
+failed is not asked again by the same lane until it leaves, else every rerun would. A long job
+lets a few short ones that come later go first, never more, so that it starves nobody and is not
+starved. A job's
 terminal state is written last, after its result: whoever sees it sees everything. A supervisor
 replaces a worker that died. The host knows neither torch nor Streamlit.
 """
@@ -12,8 +14,9 @@ import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from bisect import insort_left
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, final
@@ -67,6 +70,8 @@ class Job:
         self.started = 0.0
         self.ended = threading.Event()
         self.lanes: set[str] = set()
+        self.watchers: Counter[str] = Counter()  # open streams by lane; the server's loop counts
+        self.turn = 0  # its place among those that wait, the lowest first
         self._cancel = threading.Event()
 
     def check(self) -> None:
@@ -167,7 +172,8 @@ class Host:
         """
         self._start, self._friendly, self._limit = start, friendly, queue
         self._lock = threading.Condition()
-        self._queue: deque[Job] = deque()
+        self._queue: list[Job] = []  # in the order in which they will run
+        self._asked = 0  # jobs that ever came
         self._flying: dict[str, Job] = {}  # queued or running, by digest
         self._lanes: OrderedDict[str, Job] = OrderedDict()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -226,6 +232,14 @@ class Host:
                 del self._lanes[lane]
             self._leave(job, lane)
 
+    def clear(self, lanes: Iterable[str]) -> None:
+        """Ends the interest of several lanes in whatever they asked last."""
+        with self._lock:
+            for lane in lanes:
+                job = self._lanes.pop(lane, None)
+                if job is not None:
+                    self._leave(job, lane)
+
     def cancel(self, job: Job) -> None:
         """Stops a job for everybody; a waiting one ends here, a running one at its next check."""
         with self._lock:
@@ -269,7 +283,9 @@ class Host:
             ahead = len(self._queue)
             job.finish(State.FAILED, failure=Failure(f"Busy: {ahead} jobs are ahead.", retry=True))
             return job
-        self._queue.append(job)
+        self._asked += 1
+        job.turn = self._asked + spec.lets
+        insort_left(self._queue, job, key=lambda waiting: waiting.turn)
         self._flying[job.digest] = job
         self._lock.notify_all()
         return job
@@ -319,7 +335,7 @@ class Host:
                 self._lock.wait()
             if self._stopping:
                 return None
-            job = self._running = self._queue.popleft()
+            job = self._running = self._queue.pop(0)
             job.started = time.monotonic()
             job.state = State.RUNNING
             return job

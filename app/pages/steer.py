@@ -9,7 +9,7 @@ from app.components.foot import foot
 from app.components.lines import lines
 from app.components.prose import prose
 from app.components.twin import Column, Piece, twin
-from app.desk import QUIET, Desk, Wait, become, current, stopped
+from app.desk import QUIET, Desk, Wait, become, current, lane, stopped
 from app.host import Job, State
 from app.page import Page
 from app.results import DirectionCard, DoseCurve, TwinResult
@@ -177,6 +177,7 @@ def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
         columns,
         key="twin",
         job=job.id,
+        lane=lane("twin"),
         total=steering.new_tokens,
         done=_written(job) if halted else None if result is None else _pieces(result),
         state="stopped; what was written stays" if halted else _told(result),

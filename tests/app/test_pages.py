@@ -141,6 +141,16 @@ def test_a_text_that_cannot_be_continued_is_a_message_and_asked_once(opened):
     assert {key: job.id for key, job in opened._lanes.items() if key.endswith("/twin")} == lanes
 
 
+def test_leaving_a_page_cancels_what_only_it_wanted(opened, monkeypatch):
+    left: list[str] = []
+    monkeypatch.setattr(opened, "clear", left.extend)
+    test = screen("steer")
+    assert left == []
+    test.session_state["going"] = "lens"
+    test.run()
+    assert {lane.rsplit("/")[-1] for lane in left} == {"direction", "twin", "dose"}
+
+
 def test_steering_joins_the_plan():
     test = screen(
         "steer",
