@@ -77,13 +77,13 @@ class Program:
 
     def first_block(self, model: Model) -> int:
         """The first block the plan changes: -1 for the embedding, `n_layers` after the blocks."""
-        if not self.by_site:
-            return -1
-        first = next(site for site in model.sites if site in self.by_site)
-        if first.layer is not None:
-            return first.layer
-        block = next(site for site in model.sites if site.layer is not None)
-        return -1 if model.sites.index(first) < model.sites.index(block) else model.sizes.n_layers
+        first = next((site for site in model.sites if site in self.by_site), None)
+        return -1 if first is None else block_of(first, model)
+
+    def last_block(self, model: Model) -> int:
+        """The last block the plan changes, counted in the same way."""
+        last = next((site for site in reversed(model.sites) if site in self.by_site), None)
+        return -1 if last is None else block_of(last, model)
 
     def tap(self, place: Place, ledger: Ledger) -> Tap:
         """The tap that carries the plan out in one pass."""
@@ -134,6 +134,14 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
         for site in sites:
             by_site.setdefault(site, []).append(index)
     return Program(plan, {site: tuple(indices) for site, indices in by_site.items()})
+
+
+def block_of(site: Site, model: Model) -> int:
+    """The block a site is in: -1 before all of them, `n_layers` after them."""
+    if site.layer is not None:
+        return site.layer
+    block = next(site for site in model.sites if site.layer is not None)
+    return -1 if model.sites.index(site) < model.sites.index(block) else model.sizes.n_layers
 
 
 def check_heads(one: Intervention, site: Site, model: Model) -> None:

@@ -19,6 +19,7 @@ from workbench.core.errors import OptionError
 from workbench.core.interventions import Intervention
 from workbench.core.metrics import TokenMetric
 from workbench.core.operators import set as set_to
+from workbench.core.plan import Plan
 from workbench.core.protocols import Model
 from workbench.core.result import Axis, Check
 from workbench.core.run import run
@@ -59,6 +60,7 @@ class ActivationPatching(AttributionMethod):
         metric: TokenMetric,
         sites: Sites,
         axes: tuple[str, ...],
+        plan: Plan,
     ) -> Scores:
         base, donor = contrast.clean, contrast.corrupt
         if self.direction == "denoising":
@@ -66,11 +68,18 @@ class ActivationPatching(AttributionMethod):
         elif self.direction != "noising":
             raise OptionError("direction", "'noising' or 'denoising'", self.direction)
         axes = _default_axes(axes, sites)
-        given = run(model, donor, record=sites, positions="last", vocabulary=metric.vocabulary)
+        given = run(
+            model,
+            donor,
+            plan=plan,
+            record=sites,
+            positions="last",
+            vocabulary=metric.vocabulary,
+        )
         named = tuple(_axis(name, sites, given, base, model) for name in axes)
-        parted = _parted(base, donor) if model.causal else 0
+        parted = _parted(base, donor) if model.causal and plan.replayable else 0
         cells = list(_cells(sites, given, base, axes, parted))
-        swept = sweep(model, base, cells, metric, max_tokens=self.max_tokens)
+        swept = sweep(model, base, cells, metric, plan=plan, max_tokens=self.max_tokens)
         shape = tuple(len(axis.labels) for axis in named)
         effects = swept.effects.T.reshape(-1, *shape)
         donor_value = metric(given)
