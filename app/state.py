@@ -130,6 +130,16 @@ class Investigation:
         """The same, with one more intervention; an edit already there is not added twice."""
         return self if edit in self.plan else replace(self, plan=(*self.plan, edit), bypass=False)
 
+    def besides(self, recipe: Recipe) -> tuple[Edit, ...]:
+        """The plan as it runs now, without what adds this recipe everywhere."""
+        return tuple(edit for edit in self.active if not _adds(edit, recipe))
+
+    def steer(self, recipe: Recipe, strength: float) -> "Investigation":
+        """The same with the recipe in its plan at that strength, in its old place if it has one."""
+        edit = Edit("steer", recipe.site, strength=strength, recipe=recipe)
+        at = next((i for i, one in enumerate(self.plan) if _adds(one, recipe)), len(self.plan))
+        return replace(self, plan=(*self.plan[:at], edit, *self.plan[at + 1 :]), bypass=False)
+
     def remove(self, index: int) -> "Investigation":
         """The same without the intervention at `index`."""
         return replace(self, plan=self.plan[:index] + self.plan[index + 1 :])
@@ -144,6 +154,10 @@ class Investigation:
         if prompt == self.prompt:
             return self
         return replace(self, prompt=prompt, target=None, foil=None, pos=None, cell=None)
+
+
+def _adds(edit: Edit, recipe: Recipe) -> bool:
+    return edit.recipe == recipe and not edit.positions
 
 
 def to_json(state: Investigation) -> str:

@@ -14,7 +14,7 @@ from app.host import Job, State
 from app.page import Page
 from app.results import DirectionCard, DoseCurve, TwinResult
 from app.specs import Direct, Dose, Twin
-from app.state import Edit, Recipe, Steering
+from app.state import Recipe, Steering
 from app.views import steer as views
 from app.views.words import plain, say, signed
 
@@ -36,7 +36,7 @@ def render(desk: Desk) -> None:
             prose(key="steer-title", kind="page", title=views.QUESTION)
         _texts(desk.state.steering, recipe)
         return
-    result = _twin(desk, recipe)
+    result = _twin(desk, recipe, views.apart(desk.state, recipe))
     view = None if result is None else views.report(result, card, desk.state, recipe)
     with title:
         if view is None:
@@ -88,12 +88,13 @@ def _controls(desk: Desk, recipe: Recipe) -> None:
             help="The direction is read and added at the end of this layer.",
         )
     with verb:
+        words, possible = views.adding(desk.state, recipe)
         st.button(
-            "Add to plan",
+            words,
             key="steer-add",
             type="primary",
             width="stretch",
-            disabled=steering.strength == 0,
+            disabled=not possible,
             on_click=_add,
             args=(recipe,),
             help="Keeps this direction in the plan, so every page shows the steered model.",
@@ -145,12 +146,12 @@ def _texts(steering: Steering, recipe: Recipe) -> None:
         seed.button("Draw again", key="steer-seed", on_click=_reseed, width="stretch")
 
 
-def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
+def _twin(desk: Desk, recipe: Recipe, apart: views.Apart) -> TwinResult | None:
     state, steering = desk.state, desk.state.steering
     spec = Twin(
         model=state.model,
         prompt=_prompt(desk),
-        plan=state.active,
+        plan=apart.plan,
         recipe=recipe,
         strength=steering.strength,
         new_tokens=steering.new_tokens,
@@ -166,7 +167,7 @@ def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
         if job.failure.retry:
             st.button("Retry", key="twin-retry", on_click=desk.resume, args=(job, "twin"))
         return None
-    columns = Column("Baseline"), Column(f"Steered {signed(steering.strength)} gaps")
+    columns = Column(apart.name), Column(f"Steered {signed(steering.strength)} gaps")
     if result is not None:
         columns = (
             replace(columns[0], note=f"perplexity {plain(result.base_perplexity)}"),
@@ -227,7 +228,7 @@ def _dose(desk: Desk, recipe: Recipe) -> DoseCurve | None:
         target=state.target,
         foil=state.foil,
         pos=state.pos,
-        plan=state.active,
+        plan=state.besides(recipe),
         recipe=recipe,
         strengths=views.STRENGTHS,
     )
@@ -273,7 +274,7 @@ def _prompt(desk: Desk) -> str:
 
 def _add(recipe: Recipe) -> None:
     state = current()
-    become(state.add(Edit("steer", recipe.site, strength=state.steering.strength, recipe=recipe)))
+    become(state.steer(recipe, state.steering.strength))
 
 
 def _keep(key: str, value: object) -> None:

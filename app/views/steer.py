@@ -1,9 +1,11 @@
 """Steer: how far a direction holds its texts apart, what it does to the metric and the text."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 
 from app.results import DirectionCard, DoseCurve, TwinResult
-from app.state import Investigation, Recipe, Steering
+from app.state import Edit, Investigation, Recipe, Steering
 from app.views.code import direction, script
 from app.views.figures import Array, Check, Foot, Line, Lines, Table, View
 from app.views.words import (
@@ -25,22 +27,56 @@ STRENGTHS = tuple(round(0.25 * step, 2) for step in range(-12, 13))  # gaps
 FLUENT = 3.0  # how many times the baseline's perplexity a text may have before we warn
 
 
+@dataclass(frozen=True)
+class Apart:
+    """What the direction is compared with: the model with the rest of the plan, if there is any."""
+
+    plan: tuple[Edit, ...]
+    name: str  # of the text written without the direction
+
+    @property
+    def under(self) -> str:
+        """The model without the direction, in words."""
+        return f"the model without the direction{f' ({self._rest})' if self.plan else ''}"
+
+    @property
+    def _rest(self) -> str:
+        return f"with {times(len(self.plan), 'other intervention')}"
+
+
+def apart(state: Investigation, recipe: Recipe) -> Apart:
+    """The plan without this direction, so that a strength is all there is of it, never added."""
+    rest = state.besides(recipe)
+    if rest:
+        return Apart(rest, f"Without it, with the plan ({times(len(rest), 'intervention')})")
+    return Apart(rest, "Baseline")
+
+
+def adding(state: Investigation, recipe: Recipe) -> tuple[str, bool]:
+    """The words of the button that keeps the direction, and whether it would do anything."""
+    strength = state.steering.strength
+    held = [edit.strength for edit in state.plan if edit.recipe == recipe and not edit.positions]
+    if strength in held:
+        return "In the plan", False
+    return ("Change in plan" if held else "Add to plan"), strength != 0
+
+
 def report(result: TwinResult, card: DirectionCard, state: Investigation, recipe: Recipe) -> View:
     """What steering did to the text, and at what price in fluency."""
-    steering = state.steering
+    steering, other = state.steering, apart(state, recipe)
     return View(
         title=QUESTION,
-        sentences=(_fluency(result), direction_sentence(card)),
+        sentences=(_fluency(result, other), direction_sentence(card)),
         foot=Foot(
             checks=(*_checks(result), *_separation(card)),
             method=f"Mean difference at {recipe.site}: the mean of the residual stream at the last "
             "token of the positive texts minus that of the negative ones, added at every position; "
             "one gap is the distance of the two means. Both texts are written in one batch with "
-            "the same noise. Perplexity is that of the written text under the model without the "
-            "direction; KL is how far the steered distribution lies from the plain one.",
+            f"the same noise. Perplexity is that of the written text under {other.under}; KL is "
+            "how far the steered distribution lies from that model's.",
             table=Table(
                 "Steered tokens",
-                ("step", "token", "KL from the plain model, bits"),
+                ("step", "token", f"KL from {other.under}, bits"),
                 tuple(
                     (step, shown(text), float(kl))
                     for step, (text, kl) in enumerate(
@@ -49,7 +85,7 @@ def report(result: TwinResult, card: DirectionCard, state: Investigation, recipe
                 ),
             ),
             code=script(
-                state,
+                replace(state, plan=other.plan, bypass=False),
                 f"direction = {direction(recipe)}",
                 f'steer = direction.at({steering.strength!r}, unit="gap", rows=[1])',
                 f"both = wb.generate(model, [{result.prompt!r}] * 2, plan=[*plan, steer],",
@@ -63,7 +99,7 @@ def report(result: TwinResult, card: DirectionCard, state: Investigation, recipe
 
 def dosed(dose: DoseCurve, state: Investigation, recipe: Recipe) -> View:
     """What the direction does to the metric of the prompt above."""
-    strength = state.steering.strength
+    strength, other = state.steering.strength, apart(state, recipe)
     after = at_dose(dose, strength)
     return View(
         title=say("On the prompt above"),
@@ -75,14 +111,14 @@ def dosed(dose: DoseCurve, state: Investigation, recipe: Recipe) -> View:
                 token(dose.answer.foil, "foil"),
                 f" goes from {signed(dose.base)} to ",
                 strong(signed(after, "logits")),
-                f", a change of {signed(after - dose.base)}.",
+                f", a change of {signed(after - dose.base)} from {other.under}.",
             ),
         ),
         foot=Foot(
             checks=(Check("strength 0 − baseline", tiny(dose.zero), "logits", dose.zero == 0),),
             method="One forward with a row for each strength, the direction added at every "
-            "position; KL is that of the next-token distribution from the one without the "
-            "direction. Between the strengths computed, the curve is straight.",
+            f"position; KL is that of the next-token distribution from {other.under}'s. Between "
+            "the strengths computed, the curve is straight.",
             table=Table(
                 "Target − foil by strength",
                 ("strength, gaps", "target − foil, logits", "KL, bits"),
@@ -92,7 +128,7 @@ def dosed(dose: DoseCurve, state: Investigation, recipe: Recipe) -> View:
                 ),
             ),
             code=script(
-                state,
+                replace(state, plan=other.plan, bypass=False),
                 f"direction = {direction(recipe)}",
                 f"strengths = {list(STRENGTHS)}",
                 'steers = [direction.at(s, unit="gap", rows=[i]) for i, s in enumerate(strengths)]',
@@ -123,7 +159,7 @@ def dose_figure(dose: DoseCurve, steering: Steering) -> tuple[Lines, Lines]:
     )
     bits = round_ticks(0.0, float(dose.divergence.max()))
     moved = Lines(
-        lines=(Line("KL from the unsteered model", dose.divergence, ""),),
+        lines=(Line("KL from the model without the direction", dose.divergence, ""),),
         steps=steps,
         step_title="strength, gaps",
         value_title="bits",
@@ -152,7 +188,7 @@ def at_dose(dose: DoseCurve, strength: float) -> float:
     return float(np.interp(strength, dose.strengths, dose.metric))
 
 
-def _fluency(result: TwinResult) -> Sentence:
+def _fluency(result: TwinResult, other: Apart) -> Sentence:
     if result.identical:
         return say("The two texts are identical, token for token.")
     step = parting(result.base, result.steered)
@@ -165,10 +201,10 @@ def _fluency(result: TwinResult) -> Sentence:
     elif ratio > FLUENT:
         note = " The dose is high: the text is far less likely to the model itself; try less."
     return say(
-        f"The texts {where}; perplexity without the direction is {plain(result.base_perplexity)} "
-        "for the baseline and ",
+        f"The texts {where}; their perplexity under {other.under} is "
+        f"{plain(result.base_perplexity)} and, steered, ",
         strong(plain(result.steered_perplexity)),
-        f" for the steered text ({plain(ratio)} ×).{note}",
+        f" ({plain(ratio)} ×).{note}",
     )
 
 

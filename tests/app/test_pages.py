@@ -1,5 +1,6 @@
 """Every page as a script, on the built-in model: something computed, no exception, no click."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,6 +161,27 @@ def test_steering_joins_the_plan():
     assert not test.exception
     (edit,) = test.session_state[STATE].plan
     assert (edit.op, edit.strength) == ("steer", 0.5)
+    assert (test.button(key="steer-add").label, test.button(key="steer-add").disabled) == (
+        "In the plan",
+        True,
+    )
+    test.slider(key="steer-strength").set_value(1.0).run()
+    assert test.button(key="steer-add").label == "Change in plan"
+    test.button(key="steer-add").click().run()
+    assert [edit.strength for edit in test.session_state[STATE].plan] == [1.0]
+
+
+def test_a_direction_in_the_plan_leaves_the_steer_pages_own_comparison_alone():
+    def columns(test: AppTest) -> str:
+        (twin,) = (e.proto for e in test.get("bidi_component") if e.proto.id.endswith("-twin"))
+        return str(json.loads(twin.json)["columns"])
+
+    steering = replace(STATE_OF_LETTERS.steering, strength=0.5, new_tokens=3)
+    test = screen("steer", replace(STATE_OF_LETTERS, steering=steering))
+    before = columns(test.run())
+    assert "Baseline" in before
+    test.button(key="steer-add").click().run()
+    assert columns(test.run()) == before
 
 
 def test_the_default_model_is_replaced_by_the_built_in_one_where_it_is_missing():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
@@ -156,6 +157,15 @@ def test_plan_edits():
     assert state.plan == (one, two)
     assert state.move(1, 0).plan == (two, one)
     assert state.remove(0).plan == (two,)
+
+
+def test_a_direction_is_in_the_plan_once():
+    cut = Edit("zero", "blocks.0.hook_mlp_out")
+    here = Edit("steer", JOY.site, positions=(2,), strength=1.0, recipe=JOY)
+    state = Investigation(plan=(here,)).steer(JOY, 0.5).add(cut).steer(JOY, -1.0)
+    assert [edit.strength for edit in state.plan] == [1.0, -1.0, 1.0]
+    assert state.besides(JOY) == (here, cut)
+    assert replace(state, bypass=True).besides(JOY) == ()
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,18 @@ def test_a_text_that_repeats_or_drifts_is_told_with_what_to_do():
     assert "identical, token for token" in told(identical=True)
 
 
+def test_the_comparison_says_what_else_is_in_the_plan():
+    recipe = Recipe(("a", "b"), ("c", "d"), 1)
+    state = STATE.steer(recipe, 0.5)
+    assert steer.apart(state, recipe).plan == STATE.plan
+    told = text(*steer.report(TWIN, CARD, state, recipe).sentences)
+    assert "under the model without the direction (with 1 other intervention) is 5.00" in told
+    assert steer.apart(state, recipe).name == "Without it, with the plan (1 intervention)"
+    alone = Investigation().steer(recipe, 0.5)
+    assert steer.apart(alone, recipe).name == "Baseline"
+    assert "(with" not in text(*steer.report(TWIN, CARD, alone, recipe).sentences)
+
+
 def test_a_direction_that_may_be_chance_is_marked():
     checks = steer.report(TWIN, CARD, STATE, Recipe((), (), 1)).foot.checks
     assert [check.good for check in checks if check.name == "p of chance"] == [False]
