@@ -17,9 +17,17 @@ from app.codec import StateError, decode, encode
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
 BUILT_IN: Final = "induction"  # the hand-built model, which needs no download
 DEFAULT_PROMPT: Final = "When Mary and John went to the store, John gave a drink to"
+MOST_GAPS: Final = 3.0  # the strongest steering the page offers
+MOST_TOKENS: Final = 200  # the longest text it writes
+MOST_TEMPERATURE: Final = 2.0
 SHORT: Final = 2048  # bytes of query string; beyond it the link names a stored file
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MODEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # a link may name a known model, never a path
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise StateError(f"steering.{name} must be from {low:g} to {high:g}, got {value:g}.")
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,18 @@ class Steering:
     new_tokens: int = 32
     temperature: float = 0.7
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Holds what a link or a file says to what the page's own controls allow.
+
+        Raises:
+            StateError: If a setting is out of its range; names the range.
+        """
+        _within("strength", self.strength, -MOST_GAPS, MOST_GAPS)
+        _within("new_tokens", self.new_tokens, 1, MOST_TOKENS)
+        _within("temperature", self.temperature, 0, MOST_TEMPERATURE)
+        _within("seed", self.seed, 0, 2**32 - 1)
+        _within("layer", self.layer or 0, 0, 10_000)
 
 
 @dataclass(frozen=True)

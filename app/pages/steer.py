@@ -1,7 +1,6 @@
 """Steer: two sets of texts make a direction; the model writes with it and without it."""
 
 from dataclasses import replace
-from typing import Final
 
 import streamlit as st
 
@@ -14,11 +13,9 @@ from app.host import Job, State
 from app.page import Page
 from app.results import DirectionCard, DoseCurve, TwinResult
 from app.specs import Direct, Dose, Twin
-from app.state import Recipe, Steering
+from app.state import MOST_GAPS, MOST_TEMPERATURE, MOST_TOKENS, Recipe, Steering
 from app.views import steer as views
 from app.views.words import plain, say, signed
-
-MOST: Final = 3.0  # gaps
 
 
 def render(desk: Desk) -> None:
@@ -68,25 +65,16 @@ def _controls(desk: Desk, recipe: Recipe) -> None:
         _keep("steer-strength", steering.strength)
         st.slider(
             "Strength, gaps",
-            -MOST,
-            MOST,
-            step=0.25,
+            -MOST_GAPS,
+            MOST_GAPS,
+            step=views.STEP,
             key="steer-strength",
             on_change=_set,
             args=("strength", "steer-strength"),
             help="One gap takes the negative texts' mean to the positive's. 0 changes nothing.",
         )
     with layer:
-        _keep("steer-layer", recipe.layer)
-        st.slider(
-            "Layer",
-            0,
-            desk.about.n_layers - 1,
-            key="steer-layer",
-            on_change=_set,
-            args=("layer", "steer-layer"),
-            help="The direction is read and added at the end of this layer.",
-        )
+        _layer(desk.about.n_layers, recipe)
     with verb:
         words, possible = views.adding(desk.state, recipe)
         st.button(
@@ -99,6 +87,22 @@ def _controls(desk: Desk, recipe: Recipe) -> None:
             args=(recipe,),
             help="Keeps this direction in the plan, so every page shows the steered model.",
         )
+
+
+def _layer(n_layers: int, recipe: Recipe) -> None:
+    if n_layers == 1:
+        prose(say("Layer 0, the only one"), key="steer-layer-only")
+        return
+    _keep("steer-layer", recipe.layer)
+    st.slider(
+        "Layer",
+        0,
+        n_layers - 1,
+        key="steer-layer",
+        on_change=_set,
+        args=("layer", "steer-layer"),
+        help="The direction is read and added at the end of this layer.",
+    )
 
 
 def _texts(steering: Steering, recipe: Recipe) -> None:
@@ -126,7 +130,7 @@ def _texts(steering: Steering, recipe: Recipe) -> None:
             st.number_input(
                 "New tokens",
                 1,
-                200,
+                MOST_TOKENS,
                 key="steer-tokens",
                 on_change=_set,
                 args=("new_tokens", "steer-tokens"),
@@ -136,7 +140,7 @@ def _texts(steering: Steering, recipe: Recipe) -> None:
             st.number_input(
                 "Temperature",
                 0.0,
-                2.0,
+                MOST_TEMPERATURE,
                 step=0.1,
                 key="steer-temperature",
                 on_change=_set,

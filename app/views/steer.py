@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from app.results import DirectionCard, DoseCurve, TwinResult
-from app.state import Edit, Investigation, Recipe, Steering
+from app.state import MOST_GAPS, Edit, Investigation, Recipe, Steering
 from app.views.code import direction, script
 from app.views.figures import Array, Check, Foot, Line, Lines, Table, View
 from app.views.words import (
@@ -23,7 +23,9 @@ from app.views.words import (
 )
 
 QUESTION = say("What does steering change, and at what price?")
-STRENGTHS = tuple(round(0.25 * step, 2) for step in range(-12, 13))  # gaps
+STEP = 0.25  # gaps
+_STEPS = round(MOST_GAPS / STEP)
+STRENGTHS = tuple(step * STEP for step in range(-_STEPS, _STEPS + 1))
 FLUENT = 3.0  # how many times the baseline's perplexity a text may have before we warn
 
 

@@ -107,6 +107,28 @@ def test_a_broken_link_is_a_message():
     assert "could not be read" in shown(test)
 
 
+def test_a_link_beyond_the_pages_own_controls_is_a_message():
+    test = AppTest.from_file(str(SCRIPT), default_timeout=30)
+    for key, value in {**to_query(STATE_OF_LETTERS), "steer": '{"strength":10}'}.items():
+        test.query_params[key] = value
+    test.session_state["going"] = "steer"
+    test.run()
+    assert not test.exception
+    assert "strength must be from -3 to 3" in shown(test)
+
+
+def test_a_model_of_one_layer_has_no_layer_to_choose():
+    def script():
+        from app.pages.steer import _layer
+        from app.state import Recipe
+
+        _layer(1, Recipe(("a",), ("b",), 0))
+
+    test = AppTest.from_function(script).run()
+    assert not test.exception
+    assert not test.slider
+
+
 def test_a_new_prompt_is_read_and_the_old_answer_forgotten():
     test = screen()
     test.text_input(key="prompt").set_value("abcdab").run()

@@ -54,7 +54,12 @@ investigations = st.builds(
     head=st.none() | st.tuples(index, index),
     show_sink=st.booleans(),
     steering=st.builds(
-        Steering, positive=texts, negative=texts, layer=st.none() | index, strength=strength
+        Steering,
+        positive=texts,
+        negative=texts,
+        layer=st.none() | index,
+        strength=st.floats(-3, 3),
+        new_tokens=st.integers(1, 200),
     ),
 )
 
@@ -136,6 +141,12 @@ def test_a_link_names_no_file(name):
             "The recipe steers blocks.3.hook_resid_post, not blocks.4",
         ),
         ('{"steering": {"strength": 1e999}}', "must be a float"),
+        ('{"steering": {"strength": 10}}', "strength must be from -3 to 3, got 10"),
+        ('{"steering": {"new_tokens": 500}}', "new_tokens must be from 1 to 200"),
+        ('{"steering": {"new_tokens": 0}}', "new_tokens must be from 1 to 200"),
+        ('{"steering": {"temperature": -1}}', "temperature must be from 0 to 2"),
+        ('{"steering": {"seed": -1}}', "seed must be from 0"),
+        ('{"steering": {"layer": -1}}', "layer must be from 0"),
     ],
 )
 def test_a_malformed_investigation_says_where(text, message):
