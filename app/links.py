@@ -2,6 +2,7 @@
 
 Notable: a navigation click drops the query, so the address is written again on each run. What is
 in the address and is not what we last wrote came from outside (a link, Back, Forward) and wins.
+What we write is never empty, so that Back to the first view is told from a navigation click.
 """
 
 import os

@@ -202,10 +202,12 @@ def digest(state: Investigation) -> str:
 def to_query(state: Investigation) -> dict[str, str]:
     """The investigation as the fields of a link, without what is at its default.
 
+    The model is always named: an address without any field of ours is a click on the menu.
     Beyond `SHORT` bytes, or for a model that a link may not name, one field `s`: its digest.
     """
     data = encode(state)
     query = {_SHORT[name]: _field(value) for name, value in data.items()}
+    query["m"] = state.model
     size = sum(len(key) + len(value.encode()) for key, value in query.items())
     if size > SHORT or not _MODEL.fullmatch(state.model):
         return {"s": digest(state)}

@@ -96,8 +96,9 @@ def test_whatever_a_link_holds_is_an_investigation_or_a_message(data):
     assert decode(Investigation, encode(found)) == found
 
 
-def test_the_default_needs_no_link():
-    assert to_query(Investigation()) == {}
+def test_the_shortest_link_names_the_model():
+    assert to_query(Investigation()) == {"m": "smollm2-135m-instruct"}
+    assert from_query({"m": "smollm2-135m-instruct"}, {}.get) == Investigation()
     assert from_query({}, {}.get) is None
 
 

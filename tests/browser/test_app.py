@@ -108,6 +108,32 @@ def test_back_undoes_a_pick(tab):
     assert "position 3" in tab.page.locator(".st-key-lens-card h2").inner_text()
 
 
+def test_back_undoes_the_first_pick_and_the_menu_none(tab):
+    tab.open("overview", LETTERS)
+    tab.page.locator("[role=option]").nth(3).click()
+    tab.settle("overview")
+    assert "after position 3" in tab.page.locator(".bar .how").inner_text()
+    tab.page.get_by_role("link", name="Lens").click()
+    tab.settle("lens")
+    assert "after position 3" in tab.page.locator(".bar .how").inner_text()
+    tab.page.go_back()
+    tab.settle("overview")
+    tab.page.go_back()
+    tab.settle("overview")
+    assert "after position 12" in tab.page.locator(".bar .how").inner_text()
+
+
+@pytest.mark.asset
+def test_back_undoes_the_first_pick_of_a_session_without_a_link(tab):
+    tab.open()
+    tab.page.locator("[role=option]").nth(3).click()
+    tab.settle("overview")
+    assert "after position 3" in tab.page.locator(".bar .how").inner_text()
+    tab.page.go_back()
+    tab.settle("overview")
+    assert "after position 13" in tab.page.locator(".bar .how").inner_text()
+
+
 def test_a_tile_click_shows_that_head(tab):
     tab.open("attention", LETTERS)
     click_cell(tab, ".st-key-mosaic-figure", 1, 1)  # layer 0 is at the bottom
