@@ -34,7 +34,7 @@ def lens(reading: LensReading, state: Investigation) -> tuple[View, Heat]:
         upward=True,
         texts=texts,
         picked=picked(reading, state),
-        cell=(46, 110),
+        cell=(40, 110),
         cell_height=15,
     )
     return view, figure
