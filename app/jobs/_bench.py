@@ -19,7 +19,7 @@ from app.state import BUILT_IN, Edit, Recipe
 from workbench.attribution.known_truth import induction
 from workbench.core.data import token_rows
 from workbench.core.direction import Direction
-from workbench.core.errors import OptionError
+from workbench.core.errors import OptionError, TokenError
 from workbench.core.protocols import Model, Vocabulary
 from workbench.steering import METHODS as STEERING
 
@@ -157,7 +157,17 @@ def answer(
     if first == second:
         raise OptionError("foil", "another token than the target", foil)
     texts = (vocabulary.token_text(first), vocabulary.token_text(second))
-    return Answer(*texts, given[0] is None, given[1] is None), first, second
+    keys = (key(vocabulary, first), key(vocabulary, second))
+    return Answer(*texts, given[0] is None, given[1] is None, *keys), first, second
+
+
+def key(vocabulary: Vocabulary, token: int) -> str | int:
+    """What names a token in Python: its text, or its id where the text does not name it."""
+    text = vocabulary.token_text(token)
+    try:
+        return text if vocabulary.single(text) == token else token
+    except TokenError:
+        return token
 
 
 def receipts(trace: wb.Trace) -> tuple[Receipt, ...]:

@@ -1,5 +1,7 @@
 """Attention: every head small, one head large, and where its queries look."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from app.results import Array, ComponentScores, HeadPattern, Mosaic
@@ -89,7 +91,7 @@ def head(
             "it and watch the metric. Outlined tiles are the heads with the largest direct effect.",
             table=_table(pattern),
             code=script(
-                state,
+                replace(state, pos=None),
                 f'site = "blocks.{pattern.layer}.attn.hook_pattern"',
                 "trace = wb.run(model, prompt, plan=plan, record=[site])",
                 f"pattern = trace[site][0, {pattern.head}]  # query key",

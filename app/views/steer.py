@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from app.results import DirectionCard, DoseCurve, TwinResult
+from app.results import Answer, DirectionCard, DoseCurve, TwinResult
 from app.state import MOST_GAPS, Edit, Investigation, Recipe, Steering
 from app.views.code import direction, script
 from app.views.figures import Array, Check, Foot, Line, Lines, Table, View
@@ -135,8 +135,7 @@ def dosed(dose: DoseCurve, state: Investigation, recipe: Recipe) -> View:
                 f"strengths = {list(STRENGTHS)}",
                 'steers = [direction.at(s, unit="gap", rows=[i]) for i, s in enumerate(strengths)]',
                 "trace = wb.run(model, [prompt] * len(strengths), plan=[*plan, *steers])",
-                f"pair = {dose.answer.target!r}, {dose.answer.foil!r}",
-                "target, foil = (model.tokenizer.single(text) for text in pair)",
+                *_ids(dose.answer),
                 "print(trace.answer_logits[:, target] - trace.answer_logits[:, foil])",
             ),
         ),
@@ -172,6 +171,15 @@ def dose_figure(dose: DoseCurve, steering: Steering) -> tuple[Lines, Lines]:
         ticks=tuple((v, f"{v:g}") for v in bits),
     )
     return metric, moved
+
+
+def _ids(answer: Answer) -> tuple[str, ...]:
+    """The lines of Python that give the ids of target and foil."""
+    pairs = (("target", answer.target_key), ("foil", answer.foil_key))
+    return tuple(
+        f"{name} = {key}" if isinstance(key, int) else f"{name} = model.tokenizer.single({key!r})"
+        for name, key in pairs
+    )
 
 
 def weights(divergence: Array) -> list[float]:

@@ -71,7 +71,9 @@ def test_target_and_foil_default_to_the_models_own_choice(ask):
 
 
 def test_the_parts_add_up_to_the_metric_with_and_without_a_plan(ask):
-    for plan in ((), (CUT,), (Edit("scale", "blocks.0.attn.hook_z", factor=0.5),)):
+    steer = Edit("steer", RECIPE.site, strength=0.5, recipe=RECIPE)
+    half = Edit("scale", "blocks.0.attn.hook_z", factor=0.5)
+    for plan in ((), (CUT,), (half,), (steer,), (Edit("zero", "blocks.0.hook_resid_post"), steer)):
         scores = ask(specs.Components(**ASKED, plan=plan))
         reading = ask(specs.Read(**ASKED, plan=plan))
         metric = reading.before if reading.after is None else reading.after
@@ -93,7 +95,10 @@ def test_the_lens_ends_at_the_model(ask):
     assert lens.texts[-1][-1][0] == "g"
     path = ask(specs.Trajectory(**ASKED, plan=()))
     assert path.residual < 1e-5
-    assert path.target_rank.tolist() == [16, 16, 1]  # a tie of all sixteen letters ranks last
+    assert path.target_rank.tolist() == [1, 1, 1]  # at first all sixteen letters are as likely
+    assert path.target_alone.tolist() == [False, False, True]
+    assert lens.target_alone.tolist() == [False, False, True]
+    assert path.foil_rank[-1] == ask(specs.Read(**ASKED, plan=())).foil_rank
     assert path.target_prob[-1] == pytest.approx(lens.probs[-1, -1, 0], abs=1e-6)
 
 

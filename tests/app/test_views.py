@@ -23,8 +23,18 @@ from app.views import attention, frame, overview, steer
 from app.views.figures import View
 from app.views.words import Sentence
 
-ANSWER = Answer(" Mary", " John", target_automatic=False, foil_automatic=False)
-MARY, JOHN = Candidate(" Mary", 0.7, 0.9, 3.0), Candidate(" John", 0.2, 0.1, 1.0)
+ANSWER = Answer(
+    " Mary",
+    " John",
+    target_automatic=False,
+    foil_automatic=False,
+    target_key=" Mary",
+    foil_key=" John",
+)
+MARY, JOHN = (
+    Candidate(" Mary", 0.7, 0.9, 3.0, spelt=True),
+    Candidate(" John", 0.2, 0.1, 1.0, spelt=True),
+)
 READING = Reading(
     tokens=("When", " Mary", "<script>"),
     pos=2,
@@ -93,7 +103,9 @@ def text(*sentences: Sentence) -> str:
 
 def path(ranks: list[int]) -> Path:
     values = np.array(ranks)
-    return Path(("embed", "0", "1"), ANSWER, 1 / values, 1 / values, values, values, 50, 0.0)
+    return Path(
+        ("embed", "0", "1"), ANSWER, 1 / values, 1 / values, values, values, values == 1, 50, 0.0
+    )
 
 
 VIEWS: dict[str, View] = {
@@ -146,13 +158,25 @@ def test_next_tokens_are_told_and_marked():
 @pytest.mark.parametrize(
     ("ranks", "told"),
     [
-        ([30, 9, 1], "·Mary ranks 9 after layer 0 and comes first only after layer 1."),
+        ([30, 9, 1], "·Mary has rank 9 after layer 0 and comes first only after layer 1."),
         ([30, 1, 1], "·Mary comes first after layer 0, to stay."),
-        ([30, 2, 5], "·Mary never settles first; its best rank is 2, after layer 0."),
+        ([30, 2, 5], "·Mary never settles first; its best is rank 2, after layer 0."),
     ],
 )
 def test_the_layer_that_decides_is_told(ranks, told):
     assert text(*overview.by_layer(path(ranks), STATE)[0].sentences) == told
+
+
+def test_a_tie_for_the_first_place_is_not_first():
+    tied = replace(path([1, 1, 1]), target_alone=np.array([False, False, True]))
+    told = text(*overview.by_layer(tied, STATE)[0].sentences)
+    assert told == "·Mary has a tie for rank 1 after layer 0 and comes first only after layer 1."
+
+
+def test_a_part_of_a_character_cannot_be_made_the_target():
+    piece = replace(MARY, text="\\xf0", spelt=False)
+    _, figure = overview.next_tokens(replace(READING, top=(MARY, piece)), STATE)
+    assert [row.active for row in figure.rows] == [True, False]
 
 
 def test_parts_are_ordered_by_size_and_can_be_taken_out():
