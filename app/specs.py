@@ -126,6 +126,11 @@ class Twin(Spec):
     seed: int
 
 
+def resolved(pos: int | None, count: int) -> int:
+    """The position read: the one picked, or the last where none, or none such, is picked."""
+    return pos if pos is not None and 0 <= pos < count else count - 1
+
+
 def canonical(spec: Spec) -> str:
     """The spec as canonical JSON, with its kind."""
     data: dict[str, Any] = {"kind": type(spec).__name__, **encode(spec)}

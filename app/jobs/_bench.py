@@ -15,6 +15,7 @@ import torch
 import workbench as wb
 from app.host import Job
 from app.results import Answer, Receipt
+from app.specs import resolved
 from app.state import BUILT_IN, Edit, Recipe
 from workbench.attribution.known_truth import induction
 from workbench.core.data import token_rows
@@ -136,8 +137,8 @@ def words(model: Model) -> Vocabulary:
 
 
 def until(ids: tuple[int, ...], pos: int | None) -> tuple[int, ...]:
-    """The tokens up to and with the position read; the last where none, or none such, is picked."""
-    return ids if pos is None or not 0 <= pos < len(ids) else ids[: pos + 1]
+    """The tokens up to and with the position read."""
+    return ids[: resolved(pos, len(ids)) + 1]
 
 
 def answer(

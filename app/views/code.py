@@ -17,7 +17,7 @@ def script(state: Investigation, *body: str) -> str:
 
 
 def _prompt(state: Investigation) -> str:
-    if state.pos is None:
+    if state.pos is None or state.pos < 0:
         return f"prompt = {state.prompt!r}"
     return f"prompt = model.tokenizer.encode({state.prompt!r})[: {state.pos + 1}]  # as far as read"
 

@@ -205,6 +205,20 @@ def test_the_future_is_blank_and_so_is_the_sink_until_it_is_asked_for():
     assert "From c it looks most at a with 60 %" in text(*view.sentences)
 
 
+@pytest.mark.parametrize("pos", [None, -1, 99])
+def test_a_position_that_is_not_there_is_the_last_everywhere(pos):
+    view, figure = attention.head(PATTERN, MOSAIC, SCORES, replace(STATE, pos=pos))
+    assert text(*view.sentences).startswith("From c, the first token aside, it looks most at b")
+    assert figure.picked == (2, 1)
+    title, _, _ = attention.card(PATTERN, SCORES, replace(STATE, pos=pos))
+    assert text(title) == "From position 2 c"
+
+
+@pytest.mark.parametrize("head", [(-1, -5), (9, 0), (0, -1)])
+def test_a_head_that_is_not_there_is_the_strongest(head):
+    assert attention.picked(MOSAIC, SCORES, replace(STATE, head=head)) == (1, 2)
+
+
 def test_a_mosaic_has_a_gutter_of_blank_cells():
     figure = attention.tiles(MOSAIC, SCORES, STATE)
     assert figure.values.shape == (2 * 4, 3 * 4)
