@@ -1,6 +1,8 @@
 """Steer: how far a direction holds its texts apart, what it does to the metric and the text."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -26,6 +28,14 @@ QUESTION = say("What does steering change, and at what price?")
 STEP = 0.25  # gaps
 _STEPS = round(MOST_GAPS / STEP)
 STRENGTHS = tuple(step * STEP for step in range(-_STEPS, _STEPS + 1))
+WORTH: Mapping[str, Callable[[float], bool]] = MappingProxyType(  # unknown, NaN, is not worth it
+    {
+        "p of chance": lambda value: value <= 0.05,
+        "held-out d'": lambda value: value >= 1,
+        "split-half cosine": lambda value: value >= 0.3,
+    }
+)
+LEAST = 0.1  # logits that an axis spans at the least
 FLUENT = 3.0  # how many times the baseline's perplexity a text may have before we warn
 
 
@@ -70,7 +80,7 @@ def report(result: TwinResult, card: DirectionCard, state: Investigation, recipe
         title=QUESTION,
         sentences=(_fluency(result, other), direction_sentence(card)),
         foot=Foot(
-            checks=(*_checks(result), *_separation(card)),
+            checks=(*_checks(result, steering.strength), *_separation(card)),
             method=f"Mean difference at {recipe.site}: the mean of the residual stream at the last "
             "token of the positive texts minus that of the negative ones, added at every position; "
             "one gap is the distance of the two means. Both texts are written in one batch with "
@@ -146,7 +156,9 @@ def dose_figure(dose: DoseCurve, steering: Steering) -> tuple[Lines, Lines]:
     """The metric by strength, and how far the next-token distribution moves."""
     steps = tuple(signed(float(s)).removesuffix("0") for s in dose.strengths)
     nearest = int(np.argmin(np.abs(dose.strengths - steering.strength)))
-    ticks = round_ticks(float(dose.metric.min()), float(dose.metric.max()))
+    low, high = float(dose.metric.min()), float(dose.metric.max())
+    flat = 0.0 if high - low > LEAST else LEAST / 2  # else the axis would show rounding errors
+    ticks = round_ticks(low - flat, high + flat)
     metric = Lines(
         lines=(Line("target − foil", dose.metric, "accent"),),
         steps=steps,
@@ -158,7 +170,7 @@ def dose_figure(dose: DoseCurve, steering: Steering) -> tuple[Lines, Lines]:
         picked=nearest,
         ticks=tuple((v, f"{v:+g}".replace("-", "−") if v else "0") for v in ticks),
     )
-    bits = round_ticks(0.0, float(dose.divergence.max()))
+    bits = round_ticks(0.0, max(float(dose.divergence.max()), LEAST / 10))
     moved = Lines(
         lines=(Line("KL from the model without the direction", dose.divergence, ""),),
         steps=steps,
@@ -218,19 +230,23 @@ def _fluency(result: TwinResult, other: Apart) -> Sentence:
     )
 
 
-def _checks(result: TwinResult) -> tuple[Check, ...]:
-    found = [
-        Check("direction acted", times(result.receipt.tokens, "token"), "every one of the text")
-    ]
+def _acted(result: TwinResult, strength: float) -> Check:
+    if not strength:
+        return Check("direction", "not added", "nothing to add at strength 0")
+    tokens = result.receipt.tokens
+    return Check("direction acted", times(tokens, "token"), "every one of the text", tokens > 0)
+
+
+def _checks(result: TwinResult, strength: float) -> tuple[Check, ...]:
+    found = [_acted(result, strength)]
     if len(result.divergence):
         found.append(Check("mean KL", plain(float(result.divergence.mean()), "bits"), "per token"))
     return tuple(found)
 
 
 def _separation(card: DirectionCard) -> tuple[Check, ...]:
-    bad = {"p of chance": lambda v: v > 0.05, "held-out d'": lambda v: not v >= 1}  # NaN: unknown
     return tuple(
-        Check(q.name, plain(q.value, q.unit), "", not bad.get(q.name, lambda _: False)(q.value))
+        Check(q.name, plain(q.value, q.unit), "", q.name not in WORTH or WORTH[q.name](q.value))
         for q in card.quality
     )
 

@@ -15,6 +15,7 @@ from app.jobs.lens import window_of
 from app.jobs.steer import repeated
 from app.specs import Spec
 from app.state import Edit, Recipe
+from app.views.steer import WORTH
 from workbench.attribution.known_truth import induction
 
 PROMPT = induction.CLEAN
@@ -142,6 +143,19 @@ def test_both_texts_are_written_with_the_same_noise(ask):
         published[row] += text
     assert published == ["".join(result.base), "".join(result.steered)]
     assert job.done == 6
+
+
+def test_the_built_in_steering_example_works_and_generalises(ask):
+    example = ask(specs.About("induction")).steering
+    recipe = Recipe(example.positive, example.negative, 0)
+    worth = {q.name: q.value for q in ask(specs.Direct("induction", recipe)).quality}
+    assert all(WORTH[name](worth[name]) for name in WORTH)
+    dose = ask(specs.Dose(**ASKED, plan=(), recipe=recipe, strengths=(-0.75, 0.0, 1.0)))
+    assert dose.metric == pytest.approx([-10.0, 10.0, 10.0], abs=1e-3)
+    assert ask(specs.Twin("induction", example.prompt, (), recipe, 0.0, 3, 0.0, 0)).base[0] == "g"
+    assert (
+        ask(specs.Twin("induction", example.prompt, (), recipe, -0.75, 3, 0.0, 0)).steered[0] == "a"
+    )
 
 
 def test_a_direction_has_its_quality_beside_it(ask):

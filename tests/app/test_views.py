@@ -10,6 +10,7 @@ from app.results import (
     Candidate,
     ComponentScores,
     DirectionCard,
+    DoseCurve,
     HeadPattern,
     Mosaic,
     Path,
@@ -260,6 +261,33 @@ def test_the_comparison_says_what_else_is_in_the_plan():
 def test_a_direction_that_may_be_chance_is_marked():
     checks = steer.report(TWIN, CARD, STATE, Recipe((), (), 1)).foot.checks
     assert [check.good for check in checks if check.name == "p of chance"] == [False]
+
+
+def test_a_direction_that_its_halves_disagree_about_is_marked():
+    halves = replace(CARD, quality=(Quality("split-half cosine", -0.81, "", ""),))
+    checks = steer.report(TWIN, halves, STATE, Recipe((), (), 1)).foot.checks
+    assert [check.good for check in checks if check.name == "split-half cosine"] == [False]
+
+
+def test_nothing_is_added_at_strength_0():
+    still = replace(STATE, steering=replace(STATE.steering, strength=0.0))
+    nothing = replace(TWIN, receipt=Receipt(0, 0, 0.0))
+    first = steer.report(nothing, CARD, still, Recipe((), (), 1)).foot.checks[0]
+    assert (first.value, first.note, first.good) == (
+        "not added",
+        "nothing to add at strength 0",
+        True,
+    )
+    first = steer.report(nothing, CARD, STATE, Recipe((), (), 1)).foot.checks[0]
+    assert not first.good
+
+
+def test_a_metric_that_stays_has_no_axis_of_rounding_errors():
+    dose = DoseCurve(
+        ANSWER, np.array([0.0, 1.0]), np.array([10.0, 10.0002]), np.zeros(2), 10.0, 0.0
+    )
+    metric, moved = steer.dose_figure(dose, STATE.steering)
+    assert all(len(words) <= 6 for _, words in (*metric.ticks, *moved.ticks))
 
 
 def test_underlines_grow_with_the_divergence_and_stop():

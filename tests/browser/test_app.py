@@ -242,7 +242,7 @@ def test_steering_writes_both_texts_and_zero_is_the_baseline(tab):
     tab.open("steer", replace(LETTERS, steering=steering))
     base, steered = tab.page.locator(".st-key-page-steer .column .text").all_inner_texts()
     assert base == steered
-    assert len(base) == len("abcdefgab") + 5
+    assert len(base) == len("cbhafdged") + 5
     assert "identical" in tab.page.locator(".st-key-page-steer .page").first.inner_text()
 
 
