@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar, final
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.scriptrunner import StopException
 
 from app.components.prose import prose
@@ -26,10 +27,12 @@ Result = TypeVar("Result")
 Asked = TypeVar("Asked", Read, Lens, Trajectory, Components)
 STATE: Final = "investigation"
 WRONG: Final = "wrong_link"  # what could not be read of the latest link
+WANTED: Final = "wanted_model"  # the model asked for, until it is there or given up
 GOING: Final = "going"  # the page a callback asked for
 _SESSION: Final = "session"
 _PAGE: Final = "page"  # the page on the screen
 _ASKED: Final = "asked"  # its views that asked something
+_ANSWERED: Final = "answered"  # the views that show an answer
 _STOPPED: Final = "stopped"  # what this session stopped: digest -> job
 QUIET: Final = 0.12  # seconds before a wait is worth a word
 LOOK: Final = 0.2  # seconds between two looks at a running job
@@ -45,6 +48,7 @@ def become(state: Investigation) -> None:
     """Makes `state` the session's investigation; to be called from callbacks."""
     st.session_state[STATE] = state
     st.session_state.pop(WRONG, None)
+    st.session_state.pop(WANTED, None)
 
 
 @dataclass(frozen=True)
@@ -94,14 +98,20 @@ def lane(view: str) -> str:
 
 
 def ask(host: Host, spec: Spec, kind: type[Result], wait: Wait) -> Result | None:
-    """The answer to `spec`; meanwhile its shape and a Cancel button, at worst why there is none."""
+    """The answer to `spec`; meanwhile its shape and a Cancel button, at worst why there is none.
+
+    Where the view was answered before, the old answer stays in place, faded, under a Cancel button
+    that takes no room: a page must not jump at every click.
+    """
+    place = st.empty()  # always, so that what follows keeps its own
     job = submit(host, spec, wait.view)
     if stopped(job):
         _again(host, job, Failure(f"Stopped: {wait.what}.", retry=True), wait)
         return None
     if not job.ended.wait(QUIET):
-        _wait(host, job, wait)
+        _wait(host, job, wait, place)
     if isinstance(job.result, kind):
+        _answered().add(wait.view)
         return job.result
     if job.state is State.CANCELLED:
         return None  # by a newer question of this lane, whose script draws this place
@@ -113,6 +123,7 @@ def turn_to(host: Host, page: str) -> None:
     """Begins a page; what only the page before waited for is cancelled."""
     if st.session_state.get(_PAGE, page) != page:
         host.clear(lane(view) for view in _asked())
+        _answered().difference_update(_asked())
         _asked().clear()
     st.session_state[_PAGE] = page
 
@@ -146,19 +157,25 @@ def _asked() -> set[str]:
     return st.session_state.setdefault(_ASKED, set())
 
 
+def _answered() -> set[str]:
+    return st.session_state.setdefault(_ANSWERED, set())
+
+
 def _stopped() -> dict[str, str]:
     return st.session_state.setdefault(_STOPPED, {})
 
 
-def _wait(host: Host, job: Job, wait: Wait) -> None:
-    place, key = st.empty(), f"cancel-{wait.view}"
-    with place.container():
-        if wait.title:
+def _wait(host: Host, job: Job, wait: Wait, place: DeltaGenerator) -> None:
+    late = wait.view in _answered()
+    with place.container(key=f"late-{wait.view}" if late else None):
+        if wait.title and not late:
             prose(key=f"wait-{wait.view}", kind="page", title=wait.title)
         with st.container(horizontal=True, vertical_alignment="center", key=f"pill-{wait.view}"):
             told = st.empty()
-            st.button("Cancel", key=key, on_click=stop, args=(host, job, wait.view))
-        st.skeleton(height=wait.height)
+            stopping = (host, job, wait.view)
+            st.button("Cancel", key=f"cancel-{wait.view}", on_click=stop, args=stopping)
+        if not late:
+            st.skeleton(height=wait.height)
     try:
         while not job.ended.wait(LOOK):
             told.caption(  # also where Streamlit may end this script

@@ -22,7 +22,6 @@ MOST_TOKENS: Final = 200  # the longest text it writes
 MOST_TEMPERATURE: Final = 2.0
 SHORT: Final = 2048  # bytes of query string; beyond it the link names a stored file
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_MODEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # a link may name a known model, never a path
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
@@ -199,7 +198,12 @@ def digest(state: Investigation) -> str:
     return sha256(to_json(state).encode()).hexdigest()
 
 
-def to_query(state: Investigation) -> dict[str, str]:
+def always_here(model: str) -> bool:
+    """Whether a model is one that every installation has, or begins with."""
+    return model in (DEFAULT_MODEL, BUILT_IN)
+
+
+def to_query(state: Investigation, knows: Callable[[str], bool] = always_here) -> dict[str, str]:
     """The investigation as the fields of a link, without what is at its default.
 
     The model is always named: an address without any field of ours is a click on the menu.
@@ -209,20 +213,23 @@ def to_query(state: Investigation) -> dict[str, str]:
     query = {_SHORT[name]: _field(value) for name, value in data.items()}
     query["m"] = state.model
     size = sum(len(key) + len(value.encode()) for key, value in query.items())
-    if size > SHORT or not _MODEL.fullmatch(state.model):
+    if size > SHORT or not knows(state.model):
         return {"s": digest(state)}
     return query
 
 
 def from_query(
-    query: Mapping[str, str], stored: Callable[[str], str | None]
+    query: Mapping[str, str],
+    stored: Callable[[str], str | None],
+    knows: Callable[[str], bool] = always_here,
 ) -> Investigation | None:
     """The investigation of a link; none if the link has no field of ours.
 
-    `stored` gives the JSON text of a digest, or nothing.
+    `stored` gives the JSON text of a digest, or nothing; `knows` says which models may be named.
 
     Raises:
-        StateError: If a field is malformed, or the stored file is not on this machine.
+        StateError: If a field is malformed, it names another model, or the stored file is not on
+            this machine.
     """
     if "s" in query:
         return _stored(query["s"], stored)
@@ -231,8 +238,11 @@ def from_query(
         return None
     data = {name: _value(name, text) for name, text in ours.items()}
     state = decode(Investigation, data, "link")
-    if not _MODEL.fullmatch(state.model):
-        raise StateError("A link may only name a model that the workbench knows by name.")
+    if not knows(state.model):
+        raise StateError(
+            f"A link may only name a model that is on this machine by name, not {state.model!r}; "
+            "open any other in the model's menu."
+        )
     return state
 
 

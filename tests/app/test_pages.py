@@ -10,7 +10,8 @@ from streamlit.testing.v1 import AppTest
 import app
 from app.desk import STATE
 from app.process import pages
-from app.state import Edit, Investigation, to_query
+from app.state import Edit, Investigation, digest, to_query
+from workbench.attribution.known_truth import induction
 
 SCRIPT = Path(app.__file__).parent / "script" / "ui.py"
 STATE_OF_LETTERS = Investigation(model="induction", prompt="fbhadgecfbhad", target="g", foil="a")
@@ -82,7 +83,6 @@ def test_the_address_says_what_is_shown():
         ({"prompt": "hello world"}, "reads the letters"),
         ({"target": "gg"}, "must be one token"),
         ({"target": "g", "foil": "g"}, "another token than the target"),
-        ({"model": "no-such-model"}, "No model named"),
         ({"plan": (Edit("zero", "blocks.9.attn.hook_z"),)}, "blocks.9.attn.hook_z"),
         ({"plan": (Edit("zero", "nonsense"),)}, "nonsense"),
     ],
@@ -221,6 +221,42 @@ def test_the_command_line_says_which_model_comes_first(monkeypatch):
     assert not test.exception
     assert (test.session_state[STATE].model, test.session_state[STATE].target) == ("induction", "g")
     assert "is not on this machine" not in shown(test)
+
+
+def test_a_link_to_another_model_is_a_message_and_loads_nothing(monkeypatch):
+    monkeypatch.setattr("workbench.load", lambda name: pytest.fail(f"loads {name}"))
+    test = AppTest.from_file(str(SCRIPT), default_timeout=30)
+    test.query_params["m"] = "docs"
+    test.run()
+    assert not test.exception
+    assert "only name a model that is on this machine" in shown(test)
+
+
+def test_a_mistyped_model_takes_nothing_away():
+    cut = Edit("zero", "blocks.1.attn.hook_z", heads=(0,))
+    state = replace(STATE_OF_LETTERS, plan=(cut,), pos=9)
+    test = screen(state=state)
+    test.text_input(key="model").set_value("no-such-model").run()
+    assert not test.exception
+    assert "No model named" in shown(test)
+    assert "all-minilm" not in shown(test)
+    assert "What follows is still induction" in shown(test)
+    assert test.session_state[STATE] == state
+    test.text_input(key="prompt").set_value("abcdab").run()
+    assert "No model named" not in shown(test)
+
+
+def test_another_model_starts_without_what_belonged_to_the_last(monkeypatch, tmp_path):
+    monkeypatch.setattr("workbench.load", lambda _: induction.build().model)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    cut = Edit("zero", "blocks.1.attn.hook_z", heads=(0,))
+    test = screen(state=replace(STATE_OF_LETTERS, plan=(cut,), pos=9))
+    test.text_input(key="model").set_value("/a/folder").run()
+    assert not test.exception
+    state = test.session_state[STATE]
+    assert (state.model, state.plan, state.pos) == ("/a/folder", (), None)
+    assert [file.parent.name for file in tmp_path.rglob("*.json")] == ["investigations"]
+    assert dict(test.query_params) == {"s": digest(state)}
 
 
 def test_another_model_brings_a_prompt_it_can_read():

@@ -105,8 +105,16 @@ def test_the_shortest_link_names_the_model():
 def test_a_model_on_this_machine_is_never_named_in_a_link():
     state = Investigation(model="/home/me/secret-model")
     assert to_query(state) == {"s": digest(state)}
-    with pytest.raises(StateError, match="only name a model that the workbench knows"):
-        from_query({"m": "../../etc/passwd"}, {}.get)
+    for name in ("../../etc/passwd", "docs", "all-minilm-l6-v2", "cities", "owner/name"):
+        with pytest.raises(StateError, match="only name a model that is on this machine"):
+            from_query({"m": name}, {}.get)
+
+
+def test_a_model_that_is_here_by_name_can_be_in_a_link():
+    state = Investigation(model="pulled")
+    query = to_query(state, lambda name: name == "pulled")
+    assert query == {"m": "pulled"}
+    assert from_query(query, {}.get, lambda name: name == "pulled") == state
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "x" * 64, "", "A" * 64])

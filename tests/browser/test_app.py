@@ -219,7 +219,6 @@ def test_every_control_has_a_name(tab):
         ({"prompt": ""}, "is empty"),
         ({"prompt": "a" * 40}, "reads at most 16"),
         ({"target": "gg"}, "must be one token"),
-        ({"model": "no-such-model"}, "No model named"),
     ],
 )
 def test_an_error_is_a_message(tab, change, message):
