@@ -41,9 +41,10 @@ def picked(mosaic: Mosaic, scores: ComponentScores | None, state: Investigation)
 def tiles(mosaic: Mosaic, scores: ComponentScores | None, state: Investigation) -> Heat:
     """The mosaic: layers upward, heads across, one scale for all."""
     layers, heads, side, _ = mosaic.tiles.shape
-    values = mosaic.tiles.astype("f4").copy()
+    hidden = not state.show_sink and len(mosaic.tokens) > 1
+    values = (mosaic.besides if hidden else mosaic.tiles).astype("f4").copy()
     values[:, :, np.triu_indices(side, 1)[0], np.triu_indices(side, 1)[1]] = np.nan
-    if not state.show_sink and side > 1:
+    if hidden and mosaic.pooled == 1:  # of a longer prompt the first cell holds others too
         values[..., 0] = np.nan
     high = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
     framed = np.full((layers, heads, side + 1, side + 1), np.nan, "f4")

@@ -76,6 +76,7 @@ PATTERN = HeadPattern(
 MOSAIC = Mosaic(
     tokens=("a", "b", "c"),
     tiles=np.stack([np.stack([PATTERN.pattern] * 3)] * 2),
+    besides=np.stack([np.stack([PATTERN.pattern * [0, 1, 1]] * 3)] * 2),
     pooled=1,
     sink=np.full((2, 3), 0.75),
     rowsum=1e-7,
@@ -226,6 +227,15 @@ def test_a_mosaic_has_a_gutter_of_blank_cells():
     assert np.isnan(figure.values[3]).all()
     assert figure.picked == (1, 2)  # the head with the largest direct effect
     assert figure.marked == ((1, 2), (0, 0))
+
+
+def test_of_a_long_prompt_only_the_first_token_is_hidden_not_its_cell():
+    pooled = replace(MOSAIC, pooled=64, besides=np.full((2, 3, 3, 3), 0.4))
+    figure = attention.tiles(pooled, SCORES, STATE)
+    assert figure.values[1, 0] == pytest.approx(0.4)
+    assert np.isnan(attention.tiles(MOSAIC, SCORES, STATE).values[1, 0])
+    shown = attention.tiles(pooled, SCORES, replace(STATE, show_sink=True))
+    assert shown.values[0, 0] == 1.0
 
 
 def test_of_a_long_prompt_the_window_and_the_pooling_are_told():
