@@ -9,7 +9,9 @@ from streamlit.testing.v1 import AppTest
 
 import app
 from app.desk import STATE
+from app.frame import _packed
 from app.process import pages
+from app.specs import Pack
 from app.state import Edit, Investigation, digest, to_query
 from workbench.attribution.known_truth import induction
 
@@ -221,6 +223,18 @@ def test_the_command_line_says_which_model_comes_first(monkeypatch):
     assert not test.exception
     assert (test.session_state[STATE].model, test.session_state[STATE].target) == ("induction", "g")
     assert "is not on this machine" not in shown(test)
+
+
+def test_the_plan_can_be_taken_along(opened):
+    assert not screen().get("download_button")
+    cut = Edit("zero", "blocks.1.attn.hook_z", heads=(0,))
+    test = screen(state=replace(STATE_OF_LETTERS, plan=(cut,)))
+    assert not test.exception
+    (button,) = test.get("download_button")
+    assert button.proto.label == "Take along"
+    assert _packed(opened, Pack("induction", (cut,)))[:2] == b"PK"
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.nonsense"):
+        _packed(opened, Pack("induction", (Edit("zero", "blocks.0.nonsense"),)))
 
 
 def test_a_link_to_another_model_is_a_message_and_loads_nothing(monkeypatch):
