@@ -13,6 +13,7 @@ from app.views.words import Sentence, Span, percent, say, shown, signed, strong,
 
 MARKED = 5  # heads outlined for their direct effect
 TALL = 540  # pixels of a mosaic, from which its tiles' size follows
+SINK = 0.5  # share of a head's attention from which the first token is called its sink
 KEYS = 6  # keys listed on the card
 
 
@@ -130,7 +131,7 @@ def card(
                 value=float(share),
                 text=percent(float(share)),
                 tone="accent",
-                detail=f"position {int(key)}",
+                detail=f"at {int(key)}",
                 literal=True,
             )
             for key, share, text in _keys(pattern, query)[:KEYS]
@@ -225,9 +226,8 @@ def _sink(pattern: HeadPattern, share: float, state: Investigation) -> Sentence:
         window = f"positions {pattern.first} to {last} of {pattern.length} are shown"
         return say(f"{told}; {window}.")
     if _hides(pattern, state):
-        return say(
-            f"{told}, the attention sink; its column is hidden, the colours scaled to the rest."
-        )
+        sink = ", the attention sink" if share >= SINK else ""
+        return say(f"{told}{sink}; its column is hidden, the colours scaled to the rest.")
     return say(f"{told}; it is shown.")
 
 

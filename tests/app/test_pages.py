@@ -119,6 +119,14 @@ def test_a_link_beyond_the_pages_own_controls_is_a_message():
     assert "strength must be from -3 to 3" in shown(test)
 
 
+def test_a_strength_between_the_steps_is_kept():
+    steering = replace(STATE_OF_LETTERS.steering, strength=0.6)
+    test = screen("steer", replace(STATE_OF_LETTERS, steering=steering))
+    assert not test.exception
+    assert test.select_slider(key="steer-strength").value == 0.6
+    assert "\u22120.75" in test.select_slider(key="steer-strength").options
+
+
 def test_a_model_of_one_layer_has_no_layer_to_choose():
     def script():
         from app.pages.steer import _layer
@@ -189,7 +197,7 @@ def test_steering_joins_the_plan():
         "In the plan",
         True,
     )
-    test.slider(key="steer-strength").set_value(1.0).run()
+    test.select_slider(key="steer-strength").set_value(1.0).run()
     assert test.button(key="steer-add").label == "Change in plan"
     test.button(key="steer-add").click().run()
     assert [edit.strength for edit in test.session_state[STATE].plan] == [1.0]

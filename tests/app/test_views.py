@@ -201,7 +201,11 @@ def test_the_future_is_blank_and_so_is_the_sink_until_it_is_asked_for():
     assert figure.high == pytest.approx(0.3)
     assert figure.picked == (2, 1)
     assert "From c, the first token aside, it looks most at b with 30 %" in text(*view.sentences)
-    assert "75 %" in text(*view.sentences)
+    assert "75 % of this head's attention rests on the first token, the attention sink" in text(
+        *view.sentences
+    )
+    other, _ = attention.head(PATTERN, replace(MOSAIC, sink=MOSAIC.sink / 5), SCORES, STATE)
+    assert "sink" not in text(*other.sentences)
     view, figure = attention.head(PATTERN, MOSAIC, SCORES, replace(STATE, show_sink=True))
     assert figure.values[2, 0] == pytest.approx(0.6)
     assert "From c it looks most at a with 60 %" in text(*view.sentences)
@@ -249,7 +253,8 @@ def test_a_text_that_repeats_or_drifts_is_told_with_what_to_do():
         result = replace(TWIN, **fields)
         return text(*steer.report(result, CARD, STATE, Recipe((), (), 1)).sentences)
 
-    assert "part at token 1" in told()
+    assert "part after 1 token;" in told()
+    assert "part at the first token" in told(steered=("x", "d"))
     assert "try" not in told()
     assert "repeats “ha ha” 3 times: try less" in told(repeats=("ha ha", 3))
     assert "dose is high" in told(steered_perplexity=50.0)
