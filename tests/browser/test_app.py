@@ -58,6 +58,7 @@ def test_a_page_computes_something_on_the_language_model(new_tab, name, theme):
 def test_a_page_fits_a_telephone(new_tab, name, theme):
     tab = new_tab(theme, (390, 844)).open(name, LETTERS)
     assert tab.metric == "+10.0 logits"
+    assert tab.page.locator(".st-key-tray").bounding_box()["height"] < 130
     wide = tab.page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
     assert wide <= 390
 
