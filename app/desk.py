@@ -26,6 +26,7 @@ from app.views.words import Words, say
 Result = TypeVar("Result")
 Asked = TypeVar("Asked", Read, Lens, Trajectory, Components)
 STATE: Final = "investigation"
+CHANGED: Final = "changed"  # whether a callback of this run changed the investigation
 WRONG: Final = "wrong_link"  # what could not be read of the latest link
 WANTED: Final = "wanted_model"  # the model asked for, until it is there or given up
 GOING: Final = "going"  # the page a callback asked for
@@ -47,6 +48,7 @@ def current() -> Investigation:
 def become(state: Investigation) -> None:
     """Makes `state` the session's investigation; to be called from callbacks."""
     st.session_state[STATE] = state
+    st.session_state[CHANGED] = True
     st.session_state.pop(WRONG, None)
     st.session_state.pop(WANTED, None)
 

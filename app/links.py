@@ -2,7 +2,9 @@
 
 Notable: a navigation click drops the query, so the address is written again on each run. What is
 in the address and is not what we last wrote came from outside (a link, Back, Forward) and wins.
-What we write is never empty, so that Back to the first view is told from a navigation click.
+In a run whose own callback changed the investigation it loses: quick clicks carry an address of
+ours that the browser had not replaced yet. What we write is never empty, so that Back to the first
+view is told from a navigation click.
 """
 
 import os
@@ -13,7 +15,7 @@ from typing import Final
 import streamlit as st
 
 from app.codec import StateError
-from app.desk import WRONG, become, current
+from app.desk import CHANGED, WRONG, become, current
 from app.process import knows, workspace
 from app.state import SHORT_KEYS, Investigation, digest, from_query, to_json, to_query
 
@@ -23,7 +25,8 @@ _WRITTEN: Final = "written_query"
 def arrive() -> None:
     """Takes over the address if it came from outside; what is wrong with it stands in `WRONG`."""
     query = {key: st.query_params[key] for key in st.query_params if key in SHORT_KEYS}
-    if not query or query == st.session_state.get(_WRITTEN):
+    changed = st.session_state.pop(CHANGED, False)
+    if changed or not query or query == st.session_state.get(_WRITTEN):
         return
     st.session_state[_WRITTEN] = query
     try:
@@ -34,6 +37,7 @@ def arrive() -> None:
         )
     else:
         become(state or Investigation())
+        st.session_state.pop(CHANGED)
 
 
 def depart() -> None:

@@ -184,6 +184,17 @@ def test_leaving_a_page_cancels_what_only_it_wanted(opened, monkeypatch):
     assert {lane.rsplit("/")[-1] for lane in left} == {"direction", "twin", "dose"}
 
 
+def test_a_click_wins_over_an_address_the_browser_had_not_replaced_yet():
+    test = screen("attention", replace(STATE_OF_LETTERS, head=(1, 0)))
+    test.query_params["pos"] = "3"
+    test.button(key="head-ablate").click().run()
+    state = test.session_state[STATE]
+    assert (state.pos, len(state.plan)) == (None, 1)
+    test.query_params["pos"] = "3"  # and without a click, it came from outside
+    test.run()
+    assert test.session_state[STATE].pos == 3
+
+
 def test_steering_joins_the_plan():
     test = screen(
         "steer",
