@@ -89,8 +89,17 @@ class Program:
         """The tap that carries the plan out in one pass."""
         return PlanTap(self, place, ledger) if self.by_site else UNTAPPED
 
-    def finish(self, ledger: Ledger, lengths: Sequence[int], ended: str) -> tuple[Receipt, ...]:
+    def finish(
+        self,
+        ledger: Ledger,
+        prompts: Sequence[int],
+        ended: str,
+        *,
+        lengths: Sequence[int] | None = None,
+    ) -> tuple[Receipt, ...]:
         """The receipts, once every intervention has acted as it must.
+
+        `lengths` are those of the finished texts, where they are longer than the prompts.
 
         Raises:
             NeverActedError: If one that is not optional never acted.
@@ -100,11 +109,12 @@ class Program:
         for i, (one, receipt) in enumerate(zip(self.plan, receipts, strict=True)):
             if one.optional or one.size == 0:
                 continue
-            missed = one.positions.missed(lengths)
+            missed = one.positions.missed(prompts, prompts if lengths is None else lengths)
             if missed:
+                longest = max(prompts if lengths is None else lengths)
                 raise EmptySelectionError(
-                    f"plan[{i}], {one}: positions {list(missed)} are beyond the {max(lengths)} "
-                    "tokens of the run. Mark it optional if that is meant."
+                    f"plan[{i}], {one}: positions {list(missed)} are beyond the {longest} tokens "
+                    "of the run. Mark it optional if that is meant."
                 )
             if not receipt.acted:
                 raise NeverActedError(

