@@ -20,6 +20,7 @@ from workbench.core.tap import Tap
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.context import Angles, At, Pass, visibility
 from workbench.models.layers.embed import Embedding, Unembedding
+from workbench.models.layers.inputs import Inputs
 from workbench.models.layers.mlp import FeedForward
 from workbench.models.layers.norm import Norm
 from workbench.models.layers.positions import Rotary
@@ -34,10 +35,12 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.ln1, self.attn, self.ln2, self.mlp = ln1, attn, ln2, mlp
+        self.inputs = Inputs(attn.n_heads, attn.n_groups, at)
         self.at_pre, self.at_attn_out = at("hook_resid_pre"), at("hook_attn_out")
         self.at_mid, self.at_mlp_in = at("hook_resid_mid"), at("hook_mlp_in")
         self.at_mlp_out, self.at_post = at("hook_mlp_out"), at("hook_resid_post")
-        before = (self.at_pre, *ln1.sites, *attn.sites, self.at_attn_out)
+        read = (*self.inputs.sites, *ln1.sites)
+        before = (self.at_pre, *read, *attn.sites, self.at_attn_out)
         between = () if mlp is None else (self.at_mid, self.at_mlp_in, *ln2.sites, *mlp.sites)
         after = () if mlp is None else (self.at_mlp_out,)
         self.sites: Sites = (*before, *between, *after, self.at_post)
@@ -45,7 +48,7 @@ class Block(nn.Module):
     def step(self, resid: Resid, tap: Tap, now: Pass) -> Resid:
         """The stream after this block."""
         resid = tap(self.at_pre, resid)
-        written = self.attn.attend(self.ln1.normalise(resid, tap), tap, now)
+        written = self.attn.attend(self.inputs.read(resid, self.ln1, tap), tap, now)
         resid = resid + tap(self.at_attn_out, written)
         if self.mlp is not None:
             resid = tap(self.at_mid, resid)

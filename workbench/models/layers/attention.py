@@ -12,6 +12,7 @@ from workbench.core.axes import Resid
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.context import At, Pass
+from workbench.models.layers.inputs import PerHead, Split
 from workbench.models.layers.positions import rotate
 
 Heads = Float[Tensor, "batch pos head d_head"]
@@ -38,7 +39,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.layer, self.n_heads, self.n_groups = layer, n_heads, n_key_value_heads
-        self.d_head, self.scale, self.out_bias = d_head, scale, out_bias
+        self.d_head, self.scale, self.bias, self.out_bias = d_head, scale, bias, out_bias
         self.q = nn.Linear(d_model, n_heads * d_head, bias=bias)
         self.k = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
         self.v = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
@@ -52,11 +53,12 @@ class Attention(nn.Module):
         inside = (self.at_scores, self.at_pattern, self.at_z, self.at_result)
         self.sites: Sites = (self.at_q, self.at_k, self.at_v, *rotated, *inside)
 
-    def attend(self, x: Resid, tap: Tap, now: Pass) -> Resid:
-        """What the heads write, from the normalised stream."""
-        q = tap(self.at_q, self._split(self.q(x)))
-        k = tap(self.at_k, self._split(self.k(x)))
-        v = tap(self.at_v, self._split(self.v(x)))  # batch pos head d_head
+    def attend(self, x: Resid | Split, tap: Tap, now: Pass) -> Resid:
+        """What the heads write, from the normalised stream or what each of them reads of it."""
+        of_q, of_k, of_v = x if isinstance(x, Split) else (x, x, x)
+        q = tap(self.at_q, self._project(self.q, of_q))
+        k = tap(self.at_k, self._project(self.k, of_k))
+        v = tap(self.at_v, self._project(self.v, of_v))  # batch pos head d_head
         if now.angles is not None:
             q = tap(self.at_rot_q, rotate(q, now.angles))
             k = tap(self.at_rot_k, rotate(k, now.angles))
@@ -66,8 +68,12 @@ class Attention(nn.Module):
         z = tap(self.at_z, self._mix(q, k, v, tap, now).transpose(1, 2))  # batch pos head d_head
         return self._out(z, tap)
 
-    def _split(self, x: Float[Tensor, "batch pos width"]) -> Heads:
-        return x.unflatten(-1, (-1, self.d_head))
+    def _project(self, linear: nn.Linear, x: Resid | PerHead) -> Heads:
+        if x.ndim == 3:
+            return linear(x).unflatten(-1, (-1, self.d_head))
+        by_head = rearrange(linear.weight, "(head d) d_model -> head d d_model", d=self.d_head)
+        y = einsum(x, by_head, "batch pos head d_model, head d d_model -> batch pos head d")
+        return y + linear.bias.unflatten(0, (-1, self.d_head)) if self.bias else y
 
     def _mix(self, q: HeadsFirst, k: Tensor, v: Tensor, tap: Tap, now: Pass) -> HeadsFirst:
         if tap.wants(self.at_scores) or tap.wants(self.at_pattern):
