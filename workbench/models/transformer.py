@@ -5,7 +5,7 @@ ever written to a module after it is loaded: tap, cache and positions are argume
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from workbench.models.layers.inputs import Inputs
 from workbench.models.layers.mlp import FeedForward
 from workbench.models.layers.norm import Norm
 from workbench.models.layers.positions import Rotary
+
+if TYPE_CHECKING:
+    from workbench.models.views.folded import Folded
 
 
 @final
@@ -160,6 +163,35 @@ class Transformer:
         return self._stack.unembed.unembed(
             self._stack.ln_final.normalise(resid, tap), tap, vocabulary
         )
+
+    def folded(
+        self,
+        *,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+    ) -> "Folded":
+        """Another model with these weights folded, and how far it is from this one.
+
+        It shares every tensor that need not change; this model stays as it is. What an
+        architecture does not allow is left out, and `.parity` says so; the steps are described
+        at `workbench.models.views.folded.fold`. Costs two small forwards.
+
+        Raises:
+            OptionError: If the view does not say what the model says.
+        """
+        from workbench.models.views.folded import Folding, fold  # which builds on this file
+
+        steps = Folding(
+            fold_ln,
+            center_writing_weights,
+            center_unembed,
+            fold_value_biases,
+            refactor_factored_attn_matrices,
+        )
+        return fold(self, steps)
 
     @override
     def __repr__(self) -> str:

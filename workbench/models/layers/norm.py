@@ -73,6 +73,45 @@ class LayerNorm(Norm):
 
 
 @final
+class PlainRMSNorm(Norm):
+    """x / sqrt(mean(x²) + eps): what is left when the weight is folded into what reads it."""
+
+    def __init__(self, eps: float, at: At, name: str) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale, self.normalized = at(f"{name}.hook_scale"), at(f"{name}.hook_normalized")
+        self.sites = (self.scale, self.normalized)
+
+    @override
+    def normalise(self, x: Stream, tap: Tap) -> Stream:
+        if not (tap.wants(self.scale) or tap.wants(self.normalized)):
+            return F.rms_norm(x, x.shape[-1:], None, self.eps)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        scale = tap(self.scale, (wide.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        return tap(self.normalized, wide / scale).to(x.dtype)
+
+
+@final
+class PlainLayerNorm(Norm):
+    """(x - mean) / sqrt(variance + eps): what is left when weight and bias are folded away."""
+
+    def __init__(self, eps: float, at: At, name: str) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale, self.normalized = at(f"{name}.hook_scale"), at(f"{name}.hook_normalized")
+        self.sites = (self.scale, self.normalized)
+
+    @override
+    def normalise(self, x: Stream, tap: Tap) -> Stream:
+        if not (tap.wants(self.scale) or tap.wants(self.normalized)):
+            return F.layer_norm(x, x.shape[-1:], None, None, self.eps)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        centred = wide - wide.mean(-1, keepdim=True)
+        scale = tap(self.scale, (centred.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        return tap(self.normalized, centred / scale).to(x.dtype)
+
+
+@final
 class NoNorm(Norm):
     """No norm at all; hand-built models have none."""
 
