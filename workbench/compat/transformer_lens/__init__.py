@@ -1,0 +1,1 @@
+"""The classic TransformerLens interface (2.x), over this core."""
