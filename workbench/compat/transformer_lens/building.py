@@ -97,19 +97,25 @@ def build(cfg: HookedTransformerConfig, vocabulary: Vocabulary | None) -> Transf
         d_vocab=cfg.d_vocab,
         n_ctx=cfg.n_ctx,
     )
+    with torch.device("meta"):  # else every matrix would be drawn from the process's generator
+        stack = _stack(cfg, sizes)
+    stack = stack.to_empty(device="cpu").to(cfg.dtype)
+    _clear(stack)
+    fingerprint = f"built from a configuration, seed {cfg.seed}"
+    return Transformer(stack, name=cfg.model_name, fingerprint=fingerprint, tokenizer=vocabulary)
+
+
+def _stack(cfg: HookedTransformerConfig, sizes: Sizes) -> Stack:
     turning = cfg.positional_embedding_type == "rotary"
-    stack = Stack(
+    return Stack(
         sizes=sizes,
-        embed=Embedding(cfg.d_vocab, cfg.d_model, None if turning else cfg.n_ctx),
+        embed=Embedding(sizes.d_vocab, cfg.d_model, None if turning else cfg.n_ctx),
         blocks=[_block(cfg, layer, turning=turning) for layer in range(cfg.n_layers)],
         ln_final=_norm(cfg, outside_blocks, "ln_final", rms=cfg.final_rms),
         unembed=Unembedding(cfg.d_model, cfg.d_vocab_out, bias=True),
         rotary=rotary(cfg.d_head, {"rope_theta": cfg.rotary_base}) if turning else None,
         causal=cfg.attention_dir == "causal",
-    ).to(cfg.dtype)
-    _clear(stack)
-    fingerprint = f"built from a configuration, seed {cfg.seed}"
-    return Transformer(stack, name=cfg.model_name, fingerprint=fingerprint, tokenizer=vocabulary)
+    )
 
 
 def initialise(stack: Stack, cfg: HookedTransformerConfig) -> None:
