@@ -13,11 +13,14 @@ import torch
 from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor
+from typing_extensions import override
 
 import workbench as wb
 from tests import tiny
 from workbench.compat.transformer_lens.activation_cache import ActivationCache
 from workbench.core.errors import TokenError
+from workbench.core.sites import Site
+from workbench.core.tap import Tap
 from workbench.models.transformer import Transformer
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -51,6 +54,7 @@ class Config:
     normalization_type: str | None = "LN"
     final_rms: bool = False
     positional_embedding_type: str = "standard"
+    attention_dir: str = "causal"
 
 
 @final
@@ -72,12 +76,41 @@ class Block:
 
 
 @final
+@dataclass(frozen=True)
+class Point:
+    """A site with its hooks."""
+
+    fwd_hooks: tuple[Any, ...]
+
+
+@final
+class Hooked(Tap):
+    """Calls classic hooks."""
+
+    def __init__(self, hooks: list[tuple[str, Any]]) -> None:
+        self._hooks = hooks
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        for name, hook in self._hooks:
+            if name == str(site):
+                value = hook(value.clone(), hook=None)
+        return value
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return any(name == str(site) for name, _ in self._hooks)
+
+
+@final
 class Standin:
     """The classic attributes of a model, read from its weights by their classic names."""
 
     def __init__(self, weights: dict[str, Tensor], cfg: Config, engine: Any = None) -> None:
         self.cfg, self.engine, self._weights = cfg, engine, weights
         self.W_U = weights["unembed.W_U"]
+        self.hook_dict: dict[str, Point] = {}
+        self.mask: Tensor | None = None
         self.blocks = [self._block(layer) for layer in range(cfg.n_layers)]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -117,6 +150,15 @@ class Standin:
         found = {str(site): value for site, value in trace.items()}
         cached = ActivationCache(found, self)
         return trace.logits, cached.remove_batch_dim() if remove_batch_dim else cached
+
+    def input_to_embed(self, input: Tensor) -> tuple[None, None, None, Tensor | None]:  # noqa: A002
+        """Nothing but the mask."""
+        return None, None, None, self.mask
+
+    def run_with_hooks(self, input: Tensor, *, fwd_hooks: Any = ()) -> Tensor:  # noqa: A002
+        """The logits under one hook after those that stand, by a whole forward."""
+        standing = [(name, hook) for name, at in self.hook_dict.items() for hook in at.fwd_hooks]
+        return wb.run(self.engine, input, tap=Hooked([*standing, *fwd_hooks])).logits
 
     def _block(self, layer: int) -> Block:
         at = f"blocks.{layer}"

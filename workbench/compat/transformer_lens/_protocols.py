@@ -59,6 +59,11 @@ class ConfigView(Protocol):
         ...
 
     @property
+    def attention_dir(self) -> str:
+        """Whether a token sees those after it: "causal" or "bidirectional"."""
+        ...
+
+    @property
     def positional_embedding_type(self) -> str:
         """How positions enter."""
         ...
@@ -144,8 +149,27 @@ class CachedModel(Protocol):
 
 
 @runtime_checkable
-class EngineModel(Protocol):
-    """What patching asks: the configuration, and the engine's model under the facade."""
+class Cache(Protocol):
+    """Activations by full name: an ActivationCache, or a dict."""
+
+    def __getitem__(self, key: str, /) -> Tensor:
+        """The activation of that name."""
+        ...
+
+
+@runtime_checkable
+class PointView(Protocol):
+    """A site of a model, with the hooks that stand there."""
+
+    @property
+    def fwd_hooks(self) -> Sequence[Any]:
+        """The functions on the activation, in order."""
+        ...
+
+
+@runtime_checkable
+class PatchedModel(Protocol):
+    """What patching asks: the engine's model under the facade, and the facade's own runs."""
 
     @property
     def cfg(self) -> ConfigView:
@@ -160,6 +184,19 @@ class EngineModel(Protocol):
     @property
     def engine(self) -> Model:
         """The model that runs."""
+        ...
+
+    @property
+    def hook_dict(self) -> Mapping[str, PointView]:
+        """Its sites by name."""
+        ...
+
+    def input_to_embed(self, input: Any) -> tuple[Any, Any, Any, Tensor | None]:  # noqa: A002
+        """The stream before block 0, the ids, and last the mask, where some ids are pads."""
+        ...
+
+    def run_with_hooks(self, input: Any, *, fwd_hooks: Any = ()) -> Any:  # noqa: A002
+        """The logits of a run with hooks, after those that stand already."""
         ...
 
 

@@ -4,6 +4,7 @@ from typing import Any, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -64,6 +65,17 @@ def as_slice(given: Slice | SliceInput) -> Slice:
     return given if isinstance(given, Slice) else Slice(given)
 
 
+def to_numpy(tensor: Tensor | Array | list[Any] | tuple[Any, ...] | float | int | str) -> Array:
+    """An array of a tensor (off the graph and the device), an array, a list or one value.
+
+    Half precision is widened where NumPy lacks it.
+    """
+    if isinstance(tensor, Tensor):
+        value = tensor.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return np.asarray(tensor)
+
+
 def _read(given: SliceInput) -> tuple[int | slice | Array, str]:
     if given is None:
         return slice(None), "identity"
@@ -74,7 +86,7 @@ def _read(given: SliceInput) -> tuple[int | slice | Array, str]:
     if isinstance(given, int | np.integer) and not isinstance(given, bool):
         return int(given), "int"
     if isinstance(given, list | Tensor | np.ndarray):
-        array = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.array(given)
+        array = to_numpy(given)
         if not array.size:
             array = array.astype(np.int64)
         if array.dtype.kind in "iub":
