@@ -72,7 +72,7 @@ def agree(found: Tensor, expected: Tensor, tolerance: float, what: str = "") -> 
 
 
 def test_there_are_goldens() -> None:
-    assert len(NAMES) >= 11
+    assert len(NAMES) >= 14
 
 
 @goldens
@@ -154,10 +154,8 @@ def test_a_model_from_a_configuration_learns() -> None:
 
 REFUSED: dict[str, Any] = {
     "positional_embedding_type": "alibi",
-    "parallel_attn_mlp": True,
     "use_qk_norm": True,
-    "attn_scores_soft_cap": 5.0,
-    "output_logits_soft_cap": 5.0,
+    "rotary_dim": 3,
     "post_embedding_ln": True,
     "use_normalization_before_and_after": True,
     "use_hook_tokens": True,

@@ -62,6 +62,34 @@ class Block(nn.Module):
 
 
 @final
+class ParallelBlock(nn.Module):
+    """A pre-norm block whose attention and feed-forward both read the stream before it."""
+
+    def __init__(self, at: At, *, ln1: Norm, attn: Attention, ln2: Norm, mlp: FeedForward) -> None:
+        super().__init__()
+        self.ln1, self.attn, self.ln2, self.mlp = ln1, attn, ln2, mlp
+        self.inputs = Inputs(attn.n_heads, attn.n_groups, at)
+        self.at_pre, self.at_attn_out = at("hook_resid_pre"), at("hook_attn_out")
+        self.at_mlp_in, self.at_mlp_out = at("hook_mlp_in"), at("hook_mlp_out")
+        self.at_post = at("hook_resid_post")
+        attention = (*self.inputs.sites, *ln1.sites, *attn.sites, self.at_attn_out)
+        neurons = (self.at_mlp_in, *ln2.sites, *mlp.sites, self.at_mlp_out)
+        self.sites: Sites = (self.at_pre, *attention, *neurons, self.at_post)
+
+    def step(self, resid: Resid, tap: Tap, now: Pass) -> Resid:
+        """The stream after this block."""
+        resid = tap(self.at_pre, resid)
+        attended = self.attn.attend(self.inputs.read(resid, self.ln1, tap), tap, now)
+        attended = tap(self.at_attn_out, attended)
+        read = self.ln2.normalise(tap(self.at_mlp_in, resid), tap)
+        written = tap(self.at_mlp_out, self.mlp.feed(read, tap))
+        return tap(self.at_post, resid + attended + written)
+
+
+AnyBlock = Block | ParallelBlock
+
+
+@final
 class Stack(nn.Module):
     """The weights of a transformer and how they are arranged; knows no name and no tokenizer."""
 
@@ -70,7 +98,7 @@ class Stack(nn.Module):
         *,
         sizes: Sizes,
         embed: Embedding,
-        blocks: Sequence[Block],
+        blocks: Sequence[AnyBlock],
         ln_final: Norm,
         unembed: Unembedding,
         rotary: Rotary | None,
@@ -95,7 +123,7 @@ class Transformer:
     ) -> None:
         self._stack = stack.requires_grad_(requires_grad=False).eval()
         self._name, self._fingerprint, self._tokenizer = name, fingerprint, tokenizer
-        self._blocks = tuple(block for block in stack.blocks if isinstance(block, Block))
+        self._blocks = tuple(block for block in stack.blocks if isinstance(block, AnyBlock))
 
     @property
     def name(self) -> str:

@@ -54,12 +54,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "final_rms": {"final_rms": True},
     "scales": {"attn_scale": 3.0, "scale_attn_by_inverse_layer_idx": True},
     "unscaled": {"use_attn_scale": False, **ROTARY, "rotary_base": 100},
+    "parallel": {"parallel_attn_mlp": True},
+    "caps": {"attn_scores_soft_cap": 1.5, "output_logits_soft_cap": 2.0},
+    "rotary_pairs": {
+        "positional_embedding_type": "rotary",
+        "rotary_adjacent_pairs": True,
+        "d_head": 6,
+        "rotary_dim": 4,
+    },
 }
-WRONG_PROCESSED = ("layer_norm_gated", "final_rms")  # 2.18 changes what these models say
+WRONG_PROCESSED = ("layer_norm_gated", "final_rms", "caps")  # 2.18 changes what these models say
 NOT_PROCESSED = (*WRONG_PROCESSED, "folded_layer_norm", "folded_rms", "no_norm")  # or refuses
 # Of the others only what their option changes.
 WHOLE = ("layer_norm", "grouped_rms_gated_rotary", "layer_norm_gated", "attention_only", "no_norm")
-PART = ("attn_scores", "resid_post", "ln_final.hook_normalized", "resid_pre")
+PART = (
+    "attn_scores",
+    "hook_rot_q",
+    "hook_rot_k",
+    "resid_post",
+    "ln_final.hook_normalized",
+    "resid_pre",
+)
 FLAGS = ("use_attn_result", "use_hook_mlp_in")
 
 

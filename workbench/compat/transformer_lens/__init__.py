@@ -4,10 +4,12 @@
     ActivationCache  FactoredMatrix   what a run left, and products of weights
     HookedTransformerKeyValueCache    what a model has read, to go on from
     HookPoint  HookedRootModule       hooks in a module of your own
+    patching  utils                   the classic modules of those names
 
 Code and courses written for 2.x run on `from workbench.compat.transformer_lens import ...`.
 """
 
+from workbench.compat.transformer_lens import patching, utils
 from workbench.compat.transformer_lens.activation_cache import ActivationCache
 from workbench.compat.transformer_lens.config import HookedTransformerConfig
 from workbench.compat.transformer_lens.factored_matrix import FactoredMatrix
@@ -27,4 +29,6 @@ __all__ = [
     "HookedTransformerConfig",
     "HookedTransformerKeyValueCache",
     "HookedTransformerKeyValueCacheEntry",
+    "patching",
+    "utils",
 ]

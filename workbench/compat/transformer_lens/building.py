@@ -28,9 +28,9 @@ from workbench.models.layers.norm import (
     PlainRMSNorm,
     RMSNorm,
 )
-from workbench.models.layers.positions import rotary
+from workbench.models.layers.positions import Rotary, rotate, rotate_neighbours
 from workbench.models.tokenizer import Tokenizer
-from workbench.models.transformer import Block, Stack, Transformer
+from workbench.models.transformer import AnyBlock, Block, ParallelBlock, Stack, Transformer
 
 
 def solu(x: Tensor) -> Tensor:
@@ -44,7 +44,6 @@ ACTS: Mapping[str, Activation] = MappingProxyType({**ACTIVATIONS, "solu": solu})
 UNBUILT: Mapping[str, Callable[[HookedTransformerConfig], tuple[str, bool]]] = MappingProxyType(
     {
         "use_hook_tokens": lambda c: ("False", not c.use_hook_tokens),
-        "parallel_attn_mlp": lambda c: ("False", not c.parallel_attn_mlp),
         "num_experts": lambda c: ("None", c.num_experts is None),
         "post_embedding_ln": lambda c: ("False", not c.post_embedding_ln),
         "use_normalization_before_and_after": lambda c: (
@@ -53,10 +52,10 @@ UNBUILT: Mapping[str, Callable[[HookedTransformerConfig], tuple[str, bool]]] = M
         ),
         "use_qk_norm": lambda c: ("False", not c.use_qk_norm),
         "use_local_attn": lambda c: ("False", not c.use_local_attn),
-        "attn_scores_soft_cap": lambda c: ("-1.0", c.attn_scores_soft_cap <= 0),
-        "output_logits_soft_cap": lambda c: ("-1.0", c.output_logits_soft_cap <= 0),
-        "rotary_adjacent_pairs": lambda c: ("False", not c.rotary_adjacent_pairs),
-        "rotary_dim": lambda c: ("d_head", c.rotary_dim in (None, c.d_head)),
+        "rotary_dim": lambda c: (
+            f"even, and {c.d_head} at most",
+            c.rotary_dim is None or (c.rotary_dim <= c.d_head and c.rotary_dim % 2 == 0),
+        ),
         "rotary_base_local": lambda c: ("None", c.rotary_base_local is None),
         "use_NTK_by_parts_rope": lambda c: ("False", not c.use_NTK_by_parts_rope),
         "positional_embedding_type": lambda c: (
@@ -112,10 +111,22 @@ def _stack(cfg: HookedTransformerConfig, sizes: Sizes) -> Stack:
         embed=Embedding(sizes.d_vocab, cfg.d_model, None if turning else cfg.n_ctx),
         blocks=[_block(cfg, layer, turning=turning) for layer in range(cfg.n_layers)],
         ln_final=_norm(cfg, outside_blocks, "ln_final", rms=cfg.final_rms),
-        unembed=Unembedding(cfg.d_model, cfg.d_vocab_out, bias=True),
-        rotary=rotary(cfg.d_head, {"rope_theta": cfg.rotary_base}) if turning else None,
+        unembed=Unembedding(
+            cfg.d_model, cfg.d_vocab_out, bias=True, cap=_cap(cfg.output_logits_soft_cap)
+        ),
+        rotary=_rotary(cfg) if turning else None,
         causal=cfg.attention_dir == "causal",
     )
+
+
+def _rotary(cfg: HookedTransformerConfig) -> Rotary:
+    width = cfg.rotary_dim or cfg.d_head
+    steps = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+    return Rotary(1.0 / cfg.rotary_base**steps, neighbours=cfg.rotary_adjacent_pairs)
+
+
+def _cap(cap: float) -> float | None:
+    return cap if cap > 0 else None
 
 
 def initialise(stack: Stack, cfg: HookedTransformerConfig) -> None:
@@ -186,7 +197,7 @@ def _known_words(vocabulary: Vocabulary | None) -> int:
     return vocabulary.n_vocab
 
 
-def _block(cfg: HookedTransformerConfig, layer: int, *, turning: bool) -> Block:
+def _block(cfg: HookedTransformerConfig, layer: int, *, turning: bool) -> AnyBlock:
     at = in_block(layer)
     scale = 1.0 / cfg.attn_scale if cfg.use_attn_scale else 1.0
     scale = scale / (layer + 1) if cfg.scale_attn_by_inverse_layer_idx else scale
@@ -201,9 +212,14 @@ def _block(cfg: HookedTransformerConfig, layer: int, *, turning: bool) -> Block:
         rotary=turning,
         bias=True,
         out_bias=True,
+        turn=rotate_neighbours if cfg.rotary_adjacent_pairs else rotate,
+        cap=_cap(cfg.attn_scores_soft_cap),
     )
+    ln1, mlp = _norm(cfg, at, "ln1"), _mlp(cfg, at)
     ln2 = NoNorm() if cfg.attn_only else _norm(cfg, at, "ln2")
-    return Block(at, ln1=_norm(cfg, at, "ln1"), attn=attention, ln2=ln2, mlp=_mlp(cfg, at))
+    if cfg.parallel_attn_mlp and mlp is not None:
+        return ParallelBlock(at, ln1=ln1, attn=attention, ln2=ln2, mlp=mlp)
+    return Block(at, ln1=ln1, attn=attention, ln2=ln2, mlp=mlp)
 
 
 def _mlp(cfg: HookedTransformerConfig, at: At) -> FeedForward | None:

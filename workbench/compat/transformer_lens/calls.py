@@ -5,15 +5,15 @@ Notable: a range of blocks is the bounds of a loop, so what is not asked for is 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.compat.transformer_lens.key_value_cache import HookedTransformerKeyValueCache
-from workbench.compat.transformer_lens.losses import Output, next_token_loss
 from workbench.compat.transformer_lens.tokens import PaddingSide, Texts
+from workbench.compat.transformer_lens.utils import lm_cross_entropy_loss
 from workbench.core.axes import Resid
 from workbench.core.cache import KeyValueCache
 from workbench.core.data import Batch
@@ -21,6 +21,14 @@ from workbench.core.errors import OptionError, PromptError, ShapeError
 from workbench.core.options import flag
 from workbench.core.protocols import Model
 from workbench.core.tap import Tap
+
+
+class Output(NamedTuple):
+    """What `return_type="both"` gives."""
+
+    logits: Float[Tensor, "batch pos d_vocab"]
+    loss: Float[Tensor, "..."]
+
 
 Given: TypeAlias = str | Sequence[str] | Int[Tensor, "..."] | Float[Tensor, "batch pos d_model"]
 Returned: TypeAlias = Tensor | Output | None
@@ -136,8 +144,7 @@ def run_call(call: Call, reading: Read, model: Model, tap: Tap) -> Returned:
         return logits
     if reading.ids is None:
         raise OptionError("tokens", "given: a loss needs to know what comes next", None)
-    real = batch.real
-    loss = next_token_loss(logits, reading.ids, real, per_token=call.loss_per_token)
+    loss = lm_cross_entropy_loss(logits, reading.ids, batch.real, call.loss_per_token)
     return loss if call.return_type == "loss" else Output(logits, loss)
 
 

@@ -13,7 +13,8 @@ from workbench.models.layers.norm import (
     PlainRMSNorm,
     RMSNorm,
 )
-from workbench.models.transformer import Block, Transformer
+from workbench.models.layers.positions import rotate_neighbours
+from workbench.models.transformer import AnyBlock, ParallelBlock, Transformer
 from workbench.models.views.stacks import blocks_of
 
 # Whole key sets are named here: the sites which the classic makes only where a flag says so.
@@ -53,6 +54,10 @@ def config_of(model: Transformer) -> HookedTransformerConfig:
         final_rms=isinstance(stack.ln_final, RMSNorm | PlainRMSNorm)
         and isinstance(block.ln1, LayerNorm | PlainLayerNorm),
         positional_embedding_type="rotary" if rotary else "standard" if learned else "alibi",
+        parallel_attn_mlp=isinstance(block, ParallelBlock),
+        rotary_adjacent_pairs=block.attn.turn is rotate_neighbours,
+        attn_scores_soft_cap=-1.0 if block.attn.cap is None else block.attn.cap,
+        output_logits_soft_cap=-1.0 if stack.unembed.cap is None else stack.unembed.cap,
         attention_dir="causal" if stack.causal else "bidirectional",
         attn_only=mlp is None,
         gated_mlp=isinstance(mlp, GatedMLP),
@@ -73,7 +78,7 @@ def enabled(cfg: HookedTransformerConfig, site: Site) -> bool:
     return name is None or bool(vars(cfg)[name])
 
 
-def _activation(block: Block) -> str | None:
+def _activation(block: AnyBlock) -> str | None:
     if not isinstance(block.mlp, MLP | GatedMLP):
         return None
     return activation_name(block.mlp.act)
@@ -106,11 +111,11 @@ def _eps(norm: Norm) -> float:
             return 1e-5
 
 
-def _scale(block: Block) -> float:
+def _scale(block: AnyBlock) -> float:
     return block.attn.scale
 
 
-def _falls(blocks: tuple[Block, ...]) -> bool:
+def _falls(blocks: tuple[AnyBlock, ...]) -> bool:
     """Whether scores are divided by 1, 2, 3 … from block to block."""
     first = blocks[0].attn.scale
     falls = all(

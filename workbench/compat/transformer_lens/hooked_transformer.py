@@ -35,11 +35,11 @@ from workbench.compat.transformer_lens.factored_matrix import FactoredMatrix
 from workbench.compat.transformer_lens.generation import Sampling, continued
 from workbench.compat.transformer_lens.hooks import Direction, Here, Hooks, Names, Pairs, SitePoint
 from workbench.compat.transformer_lens.key_value_cache import HookedTransformerKeyValueCache
-from workbench.compat.transformer_lens.losses import next_token_loss
 from workbench.compat.transformer_lens.recording import Kept, NamesFilter, check_reached, wanted
 from workbench.compat.transformer_lens.slices import Slice, SliceInput
 from workbench.compat.transformer_lens.taps import HookTap, Nodes, check_fired, gradients_at
 from workbench.compat.transformer_lens.tokens import PaddingSide, Texts
+from workbench.compat.transformer_lens.utils import lm_cross_entropy_loss
 from workbench.compat.transformer_lens.weights import BlockWeights, ClassicWeights, NormWeights
 from workbench.core.data import Batch
 from workbench.core.errors import OptionError, PromptError, UnknownNameError
@@ -392,7 +392,7 @@ class HookedTransformer:
     ) -> Tensor:
         """The next-token loss in nats: the mean, or each (batch pos−1), 0 where masked."""
         real = None if attention_mask is None else attention_mask.to(logits.device).bool()
-        return next_token_loss(logits, tokens, real, per_token=per_token)
+        return lm_cross_entropy_loss(logits, tokens.to(logits.device), real, per_token)
 
     def generate(
         self,

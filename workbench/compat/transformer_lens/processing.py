@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.compat.transformer_lens.factored_matrix import FactoredMatrix
+from workbench.compat.transformer_lens.utils import composition_scores
 from workbench.compat.transformer_lens.weights import (
     BlockWeights,
     ClassicWeights,
@@ -155,16 +156,8 @@ def composition(qk: FactoredMatrix, ov: FactoredMatrix, mode: str) -> Scores:
     rights = {"Q": qk, "K": qk.T, "V": ov}
     if mode not in rights:
         raise OptionError("mode", "'Q', 'K' or 'V'", mode)
-    right = rights[mode]
-    a1, b1, a2, b2 = (m.double().flatten(0, 1) for m in (ov.A, ov.B, right.A, right.B))
-    gram_a1, gram_b2 = a1.mT @ a1, b2 @ b2.mT  # norms of products, from d_head × d_head matrices
-    middle = b1[:, None] @ a2[None]  # left right d_head d_head
-    squares = ((gram_a1[:, None] @ middle @ gram_b2[None]) * middle).sum((-1, -2))
-    of_left = (gram_a1 * (b1 @ b1.mT)).sum((-1, -2))
-    of_right = ((a2.mT @ a2) * gram_b2).sum((-1, -2))
-    scores = (squares.clamp(min=0) / (of_left[:, None] * of_right[None])).sqrt()
-    layers, heads = ov.A.shape[:2]
-    shaped = scores.reshape(layers, heads, layers, heads).to(ov.A.dtype)
+    shaped = composition_scores(ov, rights[mode])
+    layers = shaped.shape[0]
     order = torch.arange(layers, device=shaped.device)
     later = order[:, None, None, None] < order[None, None, :, None]
     return torch.where(later, shaped, torch.zeros_like(shaped))

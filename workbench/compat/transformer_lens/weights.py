@@ -18,7 +18,7 @@ from workbench.core.tap import UNTAPPED
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.mlp import MLP, FeedForward, GatedMLP
 from workbench.models.layers.norm import LayerNorm, Norm, RMSNorm
-from workbench.models.transformer import Block, Stack
+from workbench.models.transformer import AnyBlock, Stack
 from workbench.models.views.stacks import bias_of, blocks_of
 
 Matrices = Float[Tensor, "head d_model d_head"]
@@ -200,7 +200,7 @@ class NormWeights:
 class BlockWeights:
     """One block's parts: `attn`, `ln1`, and where it has neurons `mlp` and `ln2`."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: AnyBlock) -> None:
         self.attn: Final = AttentionWeights(block.attn)
         self.ln1, self.ln2 = NormWeights(block.ln1), NormWeights(block.ln2)
         self._mlp = block.mlp

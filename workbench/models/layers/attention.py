@@ -1,5 +1,6 @@
 """Attention: one fused kernel, unless someone asks for scores, pattern or a head's result."""
 
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from workbench.core.axes import Resid
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
-from workbench.models.layers.context import At, Pass
+from workbench.models.layers.context import Angles, At, Pass
 from workbench.models.layers.inputs import PerHead, Split
 from workbench.models.layers.positions import rotate
 
@@ -21,7 +22,11 @@ HeadsFirst = Float[Tensor, "batch head pos d_head"]
 
 @final
 class Attention(nn.Module):
-    """Multi-head attention with grouped keys and values; `scale` multiplies the scores."""
+    """Multi-head attention with grouped keys and values; `scale` multiplies the scores.
+
+    With `cap`, scores s are cap tanh(s / cap), which no fused kernel does. `turn` rotates queries
+    and keys where the model has rotary positions.
+    """
 
     def __init__(  # noqa: PLR0913 - the sizes and choices of the brick
         self,
@@ -36,10 +41,13 @@ class Attention(nn.Module):
         rotary: bool,
         bias: bool,
         out_bias: bool,
+        turn: Callable[[Heads, Angles], Heads] = rotate,
+        cap: float | None = None,
     ) -> None:
         super().__init__()
         self.layer, self.n_heads, self.n_groups = layer, n_heads, n_key_value_heads
         self.d_head, self.scale, self.bias, self.out_bias = d_head, scale, bias, out_bias
+        self.turn, self.cap = turn, cap
         self.q = nn.Linear(d_model, n_heads * d_head, bias=bias)
         self.k = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
         self.v = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
@@ -60,8 +68,8 @@ class Attention(nn.Module):
         k = tap(self.at_k, self._project(self.k, of_k))
         v = tap(self.at_v, self._project(self.v, of_v))  # batch pos head d_head
         if now.angles is not None:
-            q = tap(self.at_rot_q, rotate(q, now.angles))
-            k = tap(self.at_rot_k, rotate(k, now.angles))
+            q = tap(self.at_rot_q, self.turn(q, now.angles))
+            k = tap(self.at_rot_k, self.turn(k, now.angles))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # batch head pos d_head
         if now.cache is not None:
             k, v = now.cache.append(self.layer, k, v)
@@ -76,7 +84,7 @@ class Attention(nn.Module):
         return y + linear.bias.unflatten(0, (-1, self.d_head)) if self.bias else y
 
     def _mix(self, q: HeadsFirst, k: Tensor, v: Tensor, tap: Tap, now: Pass) -> HeadsFirst:
-        if tap.wants(self.at_scores) or tap.wants(self.at_pattern):
+        if self.cap is not None or tap.wants(self.at_scores) or tap.wants(self.at_pattern):
             return self._mix_openly(q, k, v, tap, now)
         return F.scaled_dot_product_attention(
             q,
@@ -96,6 +104,7 @@ class Attention(nn.Module):
             wide, k.to(wide), "batch head query d, batch head key d -> batch head query key"
         )
         scores = scores * self.scale
+        scores = scores if self.cap is None else self.cap * (scores / self.cap).tanh()
         hidden = _hidden(now, scores)
         if hidden is not None:
             scores = scores.masked_fill(hidden, float("-inf"))

@@ -28,11 +28,11 @@ from workbench.models.layers.norm import (
     PlainRMSNorm,
     RMSNorm,
 )
-from workbench.models.transformer import Block, Stack, Transformer
+from workbench.models.transformer import AnyBlock, Stack, Transformer
 from workbench.models.views.factored import refactor
 from workbench.models.views.stacks import bias_of, blocks_of, frozen, put, shared
 
-TOLERANCE = 1e-4  # float32, relative to logits of order 10: the same sums in another order
+TOLERANCE = 1e-3  # nats, in float32: deep models round to 1e-4, the least of real mistakes is 8e-3
 
 
 @final
@@ -166,12 +166,12 @@ def _fold_norms(stack: Stack) -> str | None:
     return None
 
 
-def _fold_mlp(block: Block) -> None:
+def _fold_mlp(block: AnyBlock) -> None:
     for linear in _inputs(block):
         put(linear, *_read(linear.weight, bias_of(linear), block.ln2))
 
 
-def _inputs(block: Block) -> tuple[nn.Linear, ...]:
+def _inputs(block: AnyBlock) -> tuple[nn.Linear, ...]:
     match block.mlp:
         case GatedMLP() as mlp:
             return (mlp.gate, mlp.up)
@@ -224,7 +224,7 @@ def _center_writers(stack: Stack) -> str | None:
     return None
 
 
-def _writers(block: Block) -> tuple[nn.Linear, ...]:
+def _writers(block: AnyBlock) -> tuple[nn.Linear, ...]:
     match block.mlp:
         case MLP() | GatedMLP() as mlp:
             return (block.attn.o, mlp.down)
@@ -234,6 +234,8 @@ def _writers(block: Block) -> tuple[nn.Linear, ...]:
 
 def _center_unembed(stack: Stack) -> str | None:
     unembed = stack.unembed
+    if unembed.cap is not None:
+        return "a cap of the logits takes notice of their mean"
     unembed.weight = frozen(unembed.weight - unembed.weight.mean(0, keepdim=True))
     stack.tied = False
     if unembed.bias is not None:

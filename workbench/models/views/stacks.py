@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from workbench.core.errors import OptionError
-from workbench.models.transformer import Block, Stack, Transformer
+from workbench.models.transformer import AnyBlock, Stack, Transformer
 
 
 def shared(stack: Stack) -> Stack:
@@ -33,9 +33,9 @@ def put(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
         linear.bias = frozen(bias)
 
 
-def blocks_of(stack: Stack) -> tuple[Block, ...]:
+def blocks_of(stack: Stack) -> tuple[AnyBlock, ...]:
     """Its blocks, typed."""
-    return tuple(block for block in stack.blocks if isinstance(block, Block))
+    return tuple(block for block in stack.blocks if isinstance(block, AnyBlock))
 
 
 def bias_of(linear: nn.Linear) -> Tensor | None:
