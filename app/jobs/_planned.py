@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.axes import Logits, Resid
-from workbench.core.cache import KeyValueCache
+from workbench.core.cache import Cache
 from workbench.core.data import Batch
 from workbench.core.errors import OptionError
 from workbench.core.plan import Plan
@@ -57,6 +57,11 @@ class Planned:
         return self._model.sizes
 
     @property
+    def causal(self) -> bool:
+        """Whether a position of the model never sees later ones."""
+        return self._model.causal
+
+    @property
     def tokenizer(self) -> Vocabulary | None:
         """The model's vocabulary."""
         return self._model.tokenizer
@@ -83,7 +88,7 @@ class Planned:
         *,
         first: int = 0,
         last: int | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
     ) -> Resid:
         """The stream after the blocks, under the plan."""
         both = chain(self._tap(batch), tap)

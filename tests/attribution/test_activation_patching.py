@@ -156,3 +156,28 @@ def test_an_unknown_direction_and_prompts_that_do_not_match_are_refused() -> Non
     uneven = Contrast(clean="abc", corrupt="abcd", target="x", foil="y")
     with pytest.raises(AlignmentError, match="clean has 3 tokens, corrupt 4"):
         METHOD(model, uneven)
+
+
+@kinds
+@directions
+def test_a_plan_holds_in_every_run(kind: str, method: ActivationPatching) -> None:
+    model, site = tiny.model(kind, torch.float64), "blocks.1.hook_resid_pre"
+    held = [wb.Intervention("blocks.0.hook_mlp_out", wb.ops.scale(0.5))]
+    found = method(model, ONE, sites=site, plan=held)
+    base, donor = (ONE.clean, ONE.corrupt) if method is METHOD else (ONE.corrupt, ONE.clean)
+    metric = wb.metrics.logit_difference(ONE)
+    given = wb.run(model, str(donor), plan=held, record=[site])[site]
+    before = metric(wb.run(model, str(base), plan=held))
+    for pos in range(6):
+        change = wb.Intervention(site, wb.ops.set(given), positions=pos)
+        effect = metric(wb.run(model, str(base), plan=[*held, change])) - before
+        assert float(found.scores[0, pos]) == pytest.approx(float(effect), abs=1e-10)
+
+
+@kinds
+def test_places_before_the_prompts_part_need_no_run(kind: str) -> None:
+    model = tiny.model(kind, torch.float64)
+    found = METHOD(model, ONE)
+    assert torch.equal(found.scores[:, :2], torch.zeros(3, 2, dtype=torch.float64))
+    assert bool((found.scores[:, 2] != 0).all())
+    assert {check.name: check.value for check in found.checks}["parted"] == 2

@@ -151,3 +151,61 @@ def test_swapping_target_and_foil_flips_every_sign() -> None:
     model = tiny.model("gpt2", torch.float64)
     other = Contrast(clean=ONE.clean, corrupt=ONE.corrupt, target=ONE.foil, foil=ONE.target)
     tiny.close(METHOD(model, other).scores, -METHOD(model, ONE).scores)
+
+
+VECTOR = tiny.normal(24, seed=9, dtype=torch.float64)
+PLANS = {
+    "add to the stream": [wb.Intervention("blocks.1.hook_resid_post", wb.ops.add(VECTOR))],
+    "zero the stream": [wb.Intervention("blocks.1.hook_resid_mid", wb.ops.zero())],
+    "scale what attention writes": [wb.Intervention("blocks.2.hook_attn_out", wb.ops.scale(-1.0))],
+    "cut a head and an MLP": [
+        wb.Intervention("blocks.0.attn.hook_z", wb.ops.zero(), heads=[1]),
+        wb.Intervention("blocks.1.hook_mlp_out", wb.ops.zero()),
+    ],
+    "change the embedding": [wb.Intervention("hook_embed", wb.ops.scale(0.5))],
+    "two at one place": [
+        wb.Intervention("blocks.2.hook_resid_pre", wb.ops.add(VECTOR)),
+        wb.Intervention("blocks.2.hook_resid_pre", wb.ops.project_out(VECTOR), positions=-1),
+    ],
+}
+
+
+@kinds
+@pytest.mark.parametrize("name", PLANS)
+def test_contributions_add_up_under_a_plan(kind: str, name: str) -> None:
+    model, plan = tiny.model(kind, torch.float64), PLANS[name]
+    found = METHOD(model, THREE, plan=plan)
+    assert abs(checks(found)["sum - metric"]) < 1e-10
+    difference = wb.metrics.logit_difference(THREE)
+    tiny.close(found.base, difference(wb.run(model, THREE.clean, plan=plan)))
+    tiny.close(found.donor, difference(wb.run(model, THREE.corrupt, plan=plan)))
+
+
+@kinds
+def test_a_direction_added_to_the_stream_is_the_plan_s_own_part(kind: str) -> None:
+    model = tiny.model(kind, torch.float64)
+    plan = [wb.Intervention("blocks.2.hook_resid_post", wb.ops.add(VECTOR), strength=2.0)]
+    one, other = METHOD(model, ONE, plan=plan), METHOD(model, ONE)
+    labels = one.axes[0].labels
+    assert labels == (*other.axes[0].labels[:-1], "plan", "constant")
+    own = one.per_example[0, labels.index("plan")]
+    assert float(own[:2].abs().sum()) == 0.0
+    # One run with a thousandth more of it: the scale of the final norm all but stands still.
+    more = [wb.Intervention("blocks.2.hook_resid_post", wb.ops.add(VECTOR), strength=2.002)]
+    grown = METHOD(model, ONE, plan=more).per_example[0, labels.index("plan"), 2]
+    assert float(grown / own[2]) == pytest.approx(1.001, abs=2e-3)
+
+
+@kinds
+def test_what_a_plan_cuts_contributes_nothing(kind: str) -> None:
+    found = METHOD(tiny.model(kind, torch.float64), ONE, plan=PLANS["cut a head and an MLP"])
+    labels = found.axes[0].labels
+    assert "plan" not in labels
+    assert float(found.scores[labels.index("H1"), 0]) == 0.0
+    assert float(found.scores[labels.index("mlp"), 1]) == 0.0
+
+
+def test_a_plan_after_the_blocks_is_refused() -> None:
+    late = [wb.Intervention("ln_final.hook_normalized", wb.ops.scale(0.5))]
+    with pytest.raises(OptionError, match="plan must be interventions at or before the last block"):
+        METHOD(tiny.model(), ONE, plan=late)

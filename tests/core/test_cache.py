@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tests import tiny
-from workbench.core.cache import KeyValueCache
+from workbench.core.cache import KeptKeys, KeyValueCache, SuffixCache
 from workbench.core.errors import PromptError
 from workbench.core.protocols import new_cache
+from workbench.core.tap import UNTAPPED
 
 CPU = torch.device("cpu")
 
@@ -57,3 +58,24 @@ def test_a_model_s_cache_has_its_sizes_and_dtype(kind: str, dtype: torch.dtype) 
     keys, values = cache.append(model.sizes.n_layers - 1, part, part)
     assert keys.shape == values.shape == (2, heads, 3, width)
     assert keys.dtype is dtype
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("column", [1, 4, 6])
+def test_a_suffix_on_kept_keys_is_the_end_of_the_whole_pass(
+    kind: str, side: str, column: int
+) -> None:
+    model = tiny.model(kind, torch.float64)
+    batch = tiny.batch([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11]], [7, 4], side)
+    kept = KeptKeys(padded=batch.real is not None)
+    with torch.no_grad():
+        resid = model.embed(batch, UNTAPPED)
+        whole = model.layers(resid, batch, UNTAPPED, cache=kept)
+        part = batch.since(column).repeat(3)
+        suffix = SuffixCache(kept, batch.real, column, 3)
+        again = model.layers(model.embed(part, UNTAPPED), part, UNTAPPED, cache=suffix)
+    expected = whole[:, column:].repeat(3, 1, 1)
+    real = torch.ones_like(part.tokens).bool() if part.real is None else part.real
+    torch.testing.assert_close(again[real], expected[real], rtol=0, atol=1e-12)
+    assert torch.equal(part.positions[real], batch.positions[:, column:].repeat(3, 1)[real])

@@ -83,8 +83,54 @@ def test_cells_that_start_at_one_block_share_batches(model: wb.Model) -> None:
         wb.Intervention("blocks.1.attn.hook_z", wb.ops.zero(), heads=[0], positions=[position])
         for position in range(4)
     ]
-    assert wb.sweep(model, CONTRAST.clean, swept, METRIC).forwards == 2
-    assert wb.sweep(model, CONTRAST.clean, swept, METRIC, max_tokens=1).forwards == 5
+    assert wb.sweep(model, CONTRAST.clean, swept, METRIC).waves == 1
+    assert wb.sweep(model, CONTRAST.clean, swept, METRIC, max_tokens=1).waves == 4
+
+
+SCOPES = [None, "prompt", 0, 3, -1, [2, 4], slice(1, 3), slice(-2, None), [13]]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("max_tokens", [40, 10_000])
+def test_every_scope_and_place_equals_one_run_per_cell(
+    model: wb.Model, side: str, max_tokens: int
+) -> None:
+    texts = [list(b"abcab"), list(b"the cat sat on")]
+    batch = tiny.batch(texts, [len(text) for text in texts], side)
+    by_position = tiny.normal(14, model.sizes.d_model, seed=4, dtype=torch.float64)
+    width = model.sizes.d_head
+    swept = [
+        wb.Intervention(site, operator, positions=scope, optional=True)
+        for scope in SCOPES
+        for site, operator in (
+            ("hook_embed", wb.ops.scale(0.5)),
+            ("blocks.0.hook_resid_pre", wb.ops.set(by_position)),
+            ("blocks.1.attn.hook_pattern", wb.ops.scale(0.5)),
+            ("blocks.1.attn.hook_v", wb.ops.add(tiny.normal(width, dtype=torch.float64))),
+            ("blocks.2.mlp.hook_post", wb.ops.zero()),
+            ("hook_unembed", wb.ops.scale(2.0)),
+            ("blocks.1.hook_resid_post", wb.ops.function(lambda x: x - x.mean(1, keepdim=True))),
+        )
+    ]
+    found = wb.sweep(model, batch, swept, METRIC, max_tokens=max_tokens)
+    alone = [METRIC(wb.run(model, batch, plan=[cell])) for cell in swept]
+    torch.testing.assert_close(found.values, torch.stack(alone), rtol=0, atol=1e-10)
+
+
+def test_only_the_columns_from_the_first_change_on_are_run(model: wb.Model) -> None:
+    contrast = wb.Contrast(clean="abcdefgh", corrupt="abcdefxh", target="c", foil="d")
+    metric = wb.metrics.logit_difference(contrast)
+    cells = [
+        wb.Intervention(f"blocks.{layer}.hook_resid_pre", wb.ops.zero(), positions=[position])
+        for layer in range(3)
+        for position in (5, 7)
+    ]
+    swept = wb.sweep(model, contrast.clean, cells, metric)
+    assert (swept.waves, swept.tokens) == (1, 6 * 3)
+    beyond = wb.Intervention("hook_embed", wb.ops.zero(), positions=[9], optional=True)
+    nothing = wb.sweep(model, contrast.clean, [beyond], metric)
+    assert (nothing.waves, nothing.tokens) == (0, 0)
+    assert torch.equal(nothing.effects, torch.zeros(1, 1, dtype=torch.float64))
 
 
 def test_progress_is_told_and_may_cancel(model: wb.Model) -> None:

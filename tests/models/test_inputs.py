@@ -111,9 +111,11 @@ def test_a_plan_that_changes_an_input_and_the_norm_of_a_layer_is_refused(
 ) -> None:
     push = wb.Intervention(f"blocks.1.hook_{part}_input", wb.ops.scale(2.0))
     norm = wb.Intervention("blocks.1.ln1.hook_normalized", wb.ops.scale(2.0))
-    message = r"plan\[0\] at blocks.1.hook_._input must be left out where plan\[1\] changes"
+    message = r"plan\[0\] at blocks.1.hook_._input must be left out: plan\[1\] changes"
     with pytest.raises(OptionError, match=message):
         wb.run(model(kind), IDS, plan=[push, norm])
+    apart = [push.on_rows([0]), norm.on_rows([1])]
+    assert [receipt.acted for receipt in wb.run(model(kind), IDS, plan=apart).receipts] == [1, 1]
     other = wb.Intervention("blocks.2.ln1.hook_normalized", wb.ops.scale(2.0))
     assert wb.run(model(kind), IDS, plan=[push, other]).receipts[1].acted == 1
 

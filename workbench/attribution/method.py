@@ -16,6 +16,7 @@ from workbench.core.data import Contrast, TokenContrast
 from workbench.core.errors import NonFiniteError, OptionError
 from workbench.core.metrics import Metric, TokenMetric, logit_difference
 from workbench.core.options import expect, texts
+from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.protocols import Model
 from workbench.core.provenance import hyper_parameters, provenance
 from workbench.core.registry import discover
@@ -54,8 +55,9 @@ class AttributionMethod(ABC):
         metric: TokenMetric,
         sites: Sites,
         axes: tuple[str, ...],
+        plan: Plan,
     ) -> Scores:
-        """The method's equation."""
+        """The method's equation, in a model whose every run is under `plan`."""
 
     def __call__(
         self,
@@ -65,8 +67,11 @@ class AttributionMethod(ABC):
         sites: Selector | None = None,
         *,
         axes: Sequence[str] | None = None,
+        plan: Interventions = (),
     ) -> Attribution:
         """Scores over a contrast; the metric is the logit difference unless given.
+
+        `plan` holds in every run: what is scored is the model as changed by it.
 
         Raises:
             AlignmentError: If clean and corrupt prompts do not match token by token.
@@ -83,7 +88,8 @@ class AttributionMethod(ABC):
         resolved = tuple(axis for axis in self.offered if axis in resolved)
         metric = logit_difference(contrast) if metric is None else metric
         tokens = contrast.on(model)
-        found = self.scores(model, tokens, metric.on(model), wanted, resolved)
+        held = as_plan(plan)
+        found = self.scores(model, tokens, metric.on(model), wanted, resolved, held)
         bad = int((~found.per_example.isfinite()).sum())
         if bad:
             raise NonFiniteError(type(self).__name__, bad, found.per_example.numel())
@@ -105,6 +111,7 @@ class AttributionMethod(ABC):
                     **hyper_parameters(self),
                     "sites": list(map(str, wanted)),
                     "axes": resolved,
+                    "plan": list(map(str, held)),
                 },
             ),
         )

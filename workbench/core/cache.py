@@ -1,20 +1,53 @@
-"""The key–value cache of a generation: preallocated, and an argument, never a model's.
+"""Key–value caches: what the columns before a pass left for it; arguments, never a model's.
 
-Notable: `append` writes into storage that this one generation owns and hands back views; keys are
-kept as the plan left them (after rotation), so a cached run and a full one see the same values.
+    KeyValueCache  a generation's: preallocated storage that grows by the columns of each pass
+    KeptKeys       keeps what one whole pass made, by layer, without copying
+    SuffixCache    gives the kept columns before a change to many changed copies of the rest
+
+Notable: keys are kept as the plan left them (after rotation), so that a cached run and a full one
+see the same values.
 """
 
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
 from workbench.core.errors import PromptError
 
+RealColumns = Bool[Tensor, "batch key"]
+Keys = Float[Tensor, "batch head key d_head"]
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """What attention asks of the columns before a pass."""
+
+    @property
+    def length(self) -> int:
+        """The columns before the pass, pads included."""
+        ...
+
+    @property
+    def padded(self) -> bool:
+        """Whether any column, those of the pass included, is a pad."""
+        ...
+
+    def reserve(self, real: Bool[Tensor, "batch pos"], *, padded: bool) -> RealColumns:
+        """Opens the columns of a pass; returns which of all columns are real."""
+        ...
+
+    def append(
+        self, layer: int, keys: Float[Tensor, "batch head pos d_head"], values: Tensor
+    ) -> tuple[Keys, Tensor]:
+        """All keys and values of a layer, from its new ones."""
+        ...
+
 
 @final
-class KeyValueCache:
+class KeyValueCache(Cache):
     """Keys and values of every layer for `capacity` columns; grows by the columns of each pass."""
 
     def __init__(  # noqa: PLR0913 - the sizes of one tensor
@@ -36,18 +69,19 @@ class KeyValueCache:
         self._padded = False
 
     @property
+    @override
     def length(self) -> int:
         """The columns filled so far, pads included."""
         return self._length
 
     @property
+    @override
     def padded(self) -> bool:
         """Whether any filled column is a pad."""
         return self._padded
 
-    def reserve(
-        self, real: Bool[Tensor, "batch pos"], *, padded: bool
-    ) -> Bool[Tensor, "batch key"]:
+    @override
+    def reserve(self, real: Bool[Tensor, "batch pos"], *, padded: bool) -> RealColumns:
         """Opens columns for a pass; returns which of all columns, new ones included, are real.
 
         Raises:
@@ -61,9 +95,10 @@ class KeyValueCache:
         self._length = end
         return self._real[:, :end]
 
+    @override
     def append(
         self, layer: int, keys: Float[Tensor, "batch head pos d_head"], values: Tensor
-    ) -> tuple[Float[Tensor, "batch head key d_head"], Tensor]:
+    ) -> tuple[Keys, Tensor]:
         """Stores a layer's new keys and values; returns views of all of them."""
         end, start = self._length, self._length - keys.shape[2]
         self._keys[layer, :, :, start:end] = keys
@@ -78,3 +113,75 @@ class KeyValueCache:
     ]:
         """A layer's keys and values so far, as views."""
         return self._keys[layer, :, :, : self._length], self._values[layer, :, :, : self._length]
+
+
+@final
+class KeptKeys(Cache):
+    """The keys and values of one whole pass, which may come in several calls, by layer."""
+
+    def __init__(self, *, padded: bool) -> None:
+        self._padded = padded
+        self._kept: dict[int, tuple[Keys, Tensor]] = {}
+
+    @property
+    @override
+    def length(self) -> int:
+        return 0
+
+    @property
+    @override
+    def padded(self) -> bool:
+        return self._padded
+
+    @override
+    def reserve(self, real: Bool[Tensor, "batch pos"], *, padded: bool) -> RealColumns:
+        return real
+
+    @override
+    def append(
+        self, layer: int, keys: Float[Tensor, "batch head pos d_head"], values: Tensor
+    ) -> tuple[Keys, Tensor]:
+        self._kept[layer] = keys, values
+        return keys, values
+
+    def before(self, layer: int, column: int) -> tuple[Keys, Tensor]:
+        """A layer's keys and values in the columns before `column`."""
+        keys, values = self._kept[layer]
+        return keys[:, :, :column], values[:, :, :column]
+
+
+@final
+class SuffixCache(Cache):
+    """The columns before `column` of a kept pass, for `copies` of all its rows; holds no state."""
+
+    def __init__(
+        self, kept: KeptKeys, real: Bool[Tensor, "batch pos"] | None, column: int, copies: int
+    ) -> None:
+        self._kept, self._real, self._column, self._copies = kept, real, column, copies
+
+    @property
+    @override
+    def length(self) -> int:
+        return self._column
+
+    @property
+    @override
+    def padded(self) -> bool:
+        return self._real is not None
+
+    @override
+    def reserve(self, real: Bool[Tensor, "batch pos"], *, padded: bool) -> RealColumns:
+        if self._real is None:
+            return torch.nn.functional.pad(real, (self._column, 0), value=True)
+        return torch.cat([self._real[:, : self._column].repeat(self._copies, 1), real], 1)
+
+    @override
+    def append(
+        self, layer: int, keys: Float[Tensor, "batch head pos d_head"], values: Tensor
+    ) -> tuple[Keys, Tensor]:
+        old_keys, old_values = self._kept.before(layer, self._column)
+        times = (self._copies, 1, 1, 1)
+        return (
+            torch.cat([old_keys.repeat(times), keys], 2),
+            torch.cat([old_values.repeat(times), values], 2),
+        )

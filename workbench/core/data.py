@@ -74,6 +74,13 @@ class Batch:
         ends = int(self.prompt.min()), int(self.prompt.max())
         return Place(self.positions, self.real, self.prompt, low, high, *ends)
 
+    def since(self, column: int) -> "Batch":
+        """The pass over the columns from `column` on, those before it being done."""
+        if self.real is None:
+            return Batch(self.tokens[:, column:], None, self.start + column, self.prompt)
+        done = self.start + self.real[:, :column].sum(1)
+        return Batch(self.tokens[:, column:], self.real[:, column:], done, self.prompt)
+
     def repeat(self, times: int) -> "Batch":
         """The whole batch, `times` over: all its rows, then all of them again."""
         real = None if self.real is None else self.real.repeat(times, 1)

@@ -4,6 +4,7 @@ Notable: a `Program` is frozen and may be shared; the tap it gives for a pass an
 writes to belong to one run. A row, position, head or neuron that is not selected keeps its bytes.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -76,12 +77,15 @@ class Program:
     plan: Plan
     by_site: Mapping[Site, tuple[int, ...]]
 
-    @property
-    def first_layer(self) -> int | None:
-        """The first block the plan touches; None if it acts before the blocks or not at all."""
-        layers = [site.layer for site in self.by_site]
-        found = [layer for layer in layers if layer is not None]
-        return min(found) if len(found) == len(layers) and found else None
+    def first_block(self, model: Model) -> int:
+        """The first block the plan changes: -1 for the embedding, `n_layers` after the blocks."""
+        first = next((site for site in model.sites if site in self.by_site), None)
+        return -1 if first is None else block_of(first, model)
+
+    def last_block(self, model: Model) -> int:
+        """The last block the plan changes, counted in the same way."""
+        last = next((site for site in reversed(model.sites) if site in self.by_site), None)
+        return -1 if last is None else block_of(last, model)
 
     def tap(self, place: Place, ledger: Ledger) -> Tap:
         """The tap that carries the plan out in one pass."""
@@ -142,17 +146,30 @@ def _check_readers(plan: Plan, by_site: Mapping[Site, Sequence[int]]) -> None:
     Raises:
         OptionError: If it changes both a head's input and the norm that reads it.
     """
-    changed: dict[tuple[bool, int | None], tuple[Site, int]] = {}
+    inputs: dict[int | None, list[tuple[Site, int]]] = {}
+    norms: dict[int | None, list[tuple[Site, int]]] = {}
     for site, indices in by_site.items():
-        if site.short in HEAD_INPUTS or site.short in READ_NORM:
-            for index in indices:
-                if not isinstance(plan[index].operator, Function):
-                    changed[site.short in READ_NORM, site.layer] = (site, index)
-    for (of_norm, layer), (site, index) in changed.items():
-        other = changed.get((not of_norm, layer))
-        if other is not None:
-            which = f"plan[{other[1]}] changes {other[0]}, which reads or feeds it"
-            raise OptionError(f"plan[{index}] at {site}", f"left out where {which}", plan[index])
+        kind = inputs if site.short in HEAD_INPUTS else norms if site.short in READ_NORM else None
+        if kind is not None:
+            edits = [i for i in indices if not isinstance(plan[i].operator, Function)]
+            kind.setdefault(site.layer, []).extend((site, index) for index in edits)
+    for layer, edits in inputs.items():
+        for (site, index), (norm, other) in itertools.product(edits, norms.get(layer, ())):
+            if _share_rows(plan[index], plan[other]):
+                which = f"plan[{other}] changes {norm}, which reads it"
+                raise OptionError(f"plan[{index}] at {site}", f"left out: {which}", plan[index])
+
+
+def _share_rows(one: Intervention, other: Intervention) -> bool:
+    return one.rows is None or other.rows is None or bool(set(one.rows) & set(other.rows))
+
+
+def block_of(site: Site, model: Model) -> int:
+    """The block a site is in: -1 before all of them, `n_layers` after them."""
+    if site.layer is not None:
+        return site.layer
+    block = next(site for site in model.sites if site.layer is not None)
+    return -1 if model.sites.index(site) < model.sites.index(block) else model.sizes.n_layers
 
 
 def check_heads(one: Intervention, site: Site, model: Model) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.axes import Logits, Resid
-from workbench.core.cache import KeyValueCache
+from workbench.core.cache import Cache, KeyValueCache
 from workbench.core.data import Batch
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
@@ -92,6 +92,11 @@ class Model(Protocol):
         ...
 
     @property
+    def causal(self) -> bool:
+        """Whether a position never sees later ones, so that what comes before it can be kept."""
+        ...
+
+    @property
     def tokenizer(self) -> Vocabulary | None:
         """Its vocabulary, where it has one."""
         ...
@@ -118,7 +123,7 @@ class Model(Protocol):
         *,
         first: int = 0,
         last: int | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
     ) -> Resid:
         """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them)."""
         ...

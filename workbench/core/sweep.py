@@ -1,7 +1,10 @@
 """Many one-change runs, executed as few large batches.
 
-Notable: cells are grouped by the first block they change, and each group starts from the base
-run's residual stream at that block; only the answer's positions and columns are unembedded.
+Notable: nothing is computed twice. A cell starts from the base run's stream at the first block it
+changes (*prefix*), and runs only the columns from its first change on, against the base run's keys
+and values (*suffix*; a causal model's earlier columns cannot move). Cells with much the same suffix
+travel as one *wave*, which each joins at its own block, so that weights are read once a wave; only
+the answer's position and vocabulary columns are unembedded.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,17 +15,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.core.cache import KeptKeys, SuffixCache
 from workbench.core.data import Batch, Prompt, batch_of
 from workbench.core.errors import EmptySelectionError, NonFiniteError
 from workbench.core.interventions import Intervention
 from workbench.core.metrics import Metric, TokenMetric, read_by
 from workbench.core.options import count, iterated
 from workbench.core.plan import Interventions, Plan, as_plan
-from workbench.core.program import Ledger, Program, compile_plan
+from workbench.core.program import Ledger, compile_plan
 from workbench.core.protocols import Model
 from workbench.core.run import not_finite, unembed_at
+from workbench.core.tap import UNTAPPED, Tap, chain
+from workbench.core.waves import Cell, cell_of, waves
 
 Progress = Callable[[int, int], None]
+ENDED = "its scope selects no token"
 
 
 @final
@@ -33,7 +40,8 @@ class SweepResult:
     base: Float[Tensor, " example"]
     values: Float[Tensor, "cell example"]
     unit: str
-    forwards: int  # passes through (part of) the model, the base run included
+    waves: int  # passes through (part of) the model, beside the base run
+    tokens: int  # token positions of all cells together that went through at least one block
 
     @property
     def effects(self) -> Float[Tensor, "cell example"]:
@@ -63,82 +71,109 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how large a 
         ShapeError: If the prompts are not the metric's examples.
         NonFiniteError: If the metric of a cell is not finite.
     """
-    base = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
-    reader, fixed = read_by(metric, model, len(base.tokens)), as_plan(plan)
+    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    reader, fixed = read_by(metric, model, len(batch.tokens)), as_plan(plan)
     parts = iterated("cells", cells)
     plans = [as_plan([cell] if isinstance(cell, Intervention) else cell) for cell in parts]
     if not plans:
         raise EmptySelectionError("A sweep needs at least one cell.")
-    groups = _groups(plans, model, len(base.tokens))
-    start = _start(model, base, fixed, reader, tuple(groups))
-    values = start.values.new_zeros(len(plans), len(base.tokens))
-    size = max(1, count("max_tokens", max_tokens) // base.tokens.numel())
-    done, forwards = 0, 1
-    for layer, indices in groups.items():
-        for chunk in (indices[i : i + size] for i in range(0, len(indices), size)):
-            together = _together([plans[i] for i in chunk], fixed, len(base.tokens))
-            values[chunk] = _batch(
-                model, base, together, len(chunk), start.at[layer], layer, reader
-            )
-            done, forwards = done + len(chunk), forwards + 1
-            if progress is not None:
-                progress(done, len(plans))
-    return SweepResult(start.values, values, reader.unit, forwards)
+    found = [
+        cell_of(index, one, model, batch, whole=not fixed.replayable)
+        for index, one in enumerate(plans)
+    ]
+    base = _base(model, batch, fixed, reader, found)
+    values = base.values.repeat(len(plans), 1)
+    moving = [cell for cell in found if cell.column is not None]
+    done = len(found) - len(moving)
+    tokens = 0
+    together = waves(moving, batch, count("max_tokens", max_tokens))
+    for wave in together:
+        at = [cell.index for cell in wave]
+        values[at] = _ride(model, base, wave, fixed, reader)
+        done, tokens = done + len(wave), tokens + _tokens(wave, batch)
+        if progress is not None:
+            progress(done, len(plans))
+    return SweepResult(base.values, values, reader.unit, len(together), tokens)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class _Start:
+class _Base:
+    """What the unchanged run leaves for the cells: where they join, and what they look back at."""
+
+    batch: Batch
     values: Float[Tensor, " example"]
     at: dict[int, Tensor]  # the residual stream before a block
+    kept: KeptKeys
 
 
-def _groups(plans: list[Plan], model: Model, rows: int) -> dict[int, list[int]]:
-    """Cells by the first block they change; a cell that changes the embedding starts at 0."""
-    groups: dict[int, list[int]] = {}
-    for index, plan in enumerate(plans):
-        first = compile_plan(plan, model, rows).first_layer
-        groups.setdefault(-1 if first is None else first, []).append(index)
-    return dict(sorted(groups.items()))
-
-
-def _start(
-    model: Model, base: Batch, fixed: Plan, reader: TokenMetric, layers: tuple[int, ...]
-) -> _Start:
-    program = compile_plan(fixed, model, len(base.tokens))
-    ledger = Ledger(fixed)
-    tap = program.tap(base.place, ledger)
+def _base(
+    model: Model, batch: Batch, fixed: Plan, reader: TokenMetric, cells: Sequence[Cell]
+) -> _Base:
+    program = compile_plan(fixed, model, len(batch.tokens))
+    ledger, kept = Ledger(fixed), KeptKeys(padded=batch.real is not None)
+    tap = program.tap(batch.place, ledger)
     at: dict[int, Tensor] = {}
     with torch.no_grad():
-        resid = model.embed(base, tap)
-        before = 0
-        for layer in layers:
-            resid = model.layers(resid, base, tap, first=before, last=max(layer, 0))
-            before = max(layer, 0)
-            at[layer] = resid
-        resid = model.layers(resid, base, tap, first=before)
-        values = _read(model, base, resid, reader, 1, program, ledger)
-    program.finish(ledger, base.prompt.tolist(), "its scope selects no token")
-    return _Start(values[0], at)
+        resid, before = model.embed(batch, tap), 0
+        for layer in sorted({max(cell.layer, 0) for cell in cells}):
+            resid = model.layers(resid, batch, tap, first=before, last=layer, cache=kept)
+            at[layer], before = resid, layer
+        resid = model.layers(resid, batch, tap, first=before, cache=kept)
+        values = _read(model, batch, resid, tap, reader, 1)
+    program.finish(ledger, batch.prompt.tolist(), ENDED)
+    return _Base(batch, values[0], at, kept)
 
 
-def _together(plans: list[Plan], fixed: Plan, rows: int) -> Plan:
-    """The fixed plan on every cell's rows, then each cell's changes on its own.
+def _ride(
+    model: Model, base: _Base, wave: Sequence[Cell], fixed: Plan, reader: TokenMetric
+) -> Float[Tensor, "cell example"]:
+    """One pass through the blocks, which every cell joins where it first changes something."""
+    rows, column = len(base.batch.tokens), min(cell.column or 0 for cell in wave)
+    part = base.batch.since(column)
+    changes = [
+        one.on_rows(_rows(one, range(place, place + 1), rows))
+        for place, cell in enumerate(wave)
+        for one in cell.plan
+    ]
+    program = compile_plan(Plan(tuple(changes)), model, rows * len(wave))
+    ledger = Ledger(program.plan)
+    stops = sorted({cell.layer for cell in wave})
+    stream, joined, batch, tap = part.tokens.new_empty(0), 0, part, UNTAPPED
+    with torch.no_grad():
+        for layer, last in zip(stops, [*stops[1:], None], strict=True):
+            new = sum(cell.layer == layer for cell in wave)
+            joined += new
+            batch = part.repeat(joined)
+            held = _held(fixed, range(joined), rows)
+            given = compile_plan(held, model, len(batch.tokens)).tap(batch.place, Ledger(held))
+            tap = chain(given, program.tap(batch.place, ledger))
+            if layer < 0:
+                stream = model.embed(batch, tap)
+            else:
+                joining = base.at[layer][:, column:].repeat(new, 1, 1)
+                stream = torch.cat([stream, joining]) if joined > new else joining
+            cache = SuffixCache(base.kept, base.batch.real, column, joined)
+            first = max(layer, 0)
+            stream = model.layers(stream, batch, tap, first=first, last=last, cache=cache)
+        values = _read(model, batch, stream, tap, reader, joined)
+    program.finish(ledger, batch.prompt.tolist(), ENDED)
+    reached = base.batch.last >= column  # a row that ends before it cannot be moved
+    return torch.where(reached, values, base.values)
 
-    What of the fixed plan acts before the block a group starts from has acted in the base run.
+
+def _held(fixed: Plan, cells: range, rows: int) -> Plan:
+    """The plan of every cell, on the rows of those that have joined.
+
+    What of it acts before the block where a cell joins has acted in the base run.
     """
-    cells = range(len(plans))
-    kept = [
-        one.on_rows(_rows(one, part, rows), optional=True)
-        for one in fixed
-        for part in ([cells] if _same_for_all_rows(one) else [range(c, c + 1) for c in cells])
-    ]
-    changed = [
-        one.on_rows(_rows(one, range(cell, cell + 1), rows))
-        for cell, plan in enumerate(plans)
-        for one in plan
-    ]
-    return Plan((*kept, *changed))
+    return Plan(
+        tuple(
+            one.on_rows(_rows(one, part, rows), optional=True)
+            for one in fixed
+            for part in ([cells] if _same_for_all_rows(one) else [range(c, c + 1) for c in cells])
+        )
+    )
 
 
 def _same_for_all_rows(one: Intervention) -> bool:
@@ -152,38 +187,15 @@ def _rows(one: Intervention, cells: range, rows: int) -> list[int]:
     return [cell * rows + row for cell in cells for row in own]
 
 
-def _batch(  # noqa: PLR0913 - one batch of a sweep is a run with everything given
-    model: Model,
-    base: Batch,
-    plan: Plan,
-    cells: int,
-    resid: Tensor,
-    layer: int,
-    reader: TokenMetric,
-) -> Float[Tensor, "cell example"]:
-    batch = base.repeat(cells)
-    program = compile_plan(plan, model, len(batch.tokens))
-    ledger = Ledger(plan)
-    tap = program.tap(batch.place, ledger)
-    with torch.no_grad():
-        stream = model.embed(batch, tap) if layer < 0 else resid.repeat(cells, 1, 1)
-        stream = model.layers(stream, batch, tap, first=max(layer, 0))
-        values = _read(model, batch, stream, reader, cells, program, ledger)
-    program.finish(ledger, batch.prompt.tolist(), "its scope selects no token")
-    return values
+def _tokens(wave: Sequence[Cell], batch: Batch) -> int:
+    column = min(cell.column or 0 for cell in wave)
+    return len(wave) * len(batch.tokens) * (batch.tokens.shape[1] - column)
 
 
-def _read(  # noqa: PLR0913 - see _batch
-    model: Model,
-    batch: Batch,
-    resid: Tensor,
-    reader: TokenMetric,
-    cells: int,
-    program: Program,
-    ledger: Ledger,
+def _read(
+    model: Model, batch: Batch, resid: Tensor, tap: Tap, reader: TokenMetric, cells: int
 ) -> Float[Tensor, "cell example"]:
-    tap = program.tap(batch.place, ledger)
-    examples = torch.arange(len(batch.tokens) // cells).repeat(cells)
+    examples = torch.arange(len(batch.tokens) // cells, device=resid.device).repeat(cells)
     logits = unembed_at(model, resid, tap, batch.last[:, None], reader.vocabulary)[:, 0]
     values = reader.read(logits, examples)
     if bad := not_finite(values):

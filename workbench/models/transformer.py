@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from workbench.core.axes import Logits, Resid
-from workbench.core.cache import KeyValueCache
+from workbench.core.cache import Cache
 from workbench.core.data import Batch
 from workbench.core.protocols import Sizes, Vocabulary
 from workbench.core.sites import Sites
@@ -156,6 +156,11 @@ class Transformer:
         return self._stack.sizes
 
     @property
+    def causal(self) -> bool:
+        """Whether a position never sees later ones."""
+        return self._stack.causal
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of its weights."""
         return self._stack.embed.tokens.dtype
@@ -177,7 +182,7 @@ class Transformer:
         *,
         first: int = 0,
         last: int | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
     ) -> Resid:
         """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them)."""
         visible, causal = visibility(batch, cache, causal=self._stack.causal)

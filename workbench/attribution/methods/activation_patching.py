@@ -19,6 +19,7 @@ from workbench.core.errors import OptionError
 from workbench.core.interventions import Intervention
 from workbench.core.metrics import TokenMetric
 from workbench.core.operators import set as set_to
+from workbench.core.plan import Plan
 from workbench.core.protocols import Model
 from workbench.core.result import Axis, Check
 from workbench.core.run import run
@@ -31,6 +32,9 @@ from workbench.core.trace import Trace
 @dataclass(frozen=True)
 class ActivationPatching(AttributionMethod):
     """Exact effects of every place, by as many changed runs as places, batched and restarted.
+
+    Where base and donor read the same tokens, a causal model does the same, and the effect is 0:
+    places before the first token that differs are known without a run.
 
     Axes: `layer` (or `site`, where sites of several kinds are asked for), `pos`, `head`; an axis
     left out is patched as a whole.
@@ -56,6 +60,7 @@ class ActivationPatching(AttributionMethod):
         metric: TokenMetric,
         sites: Sites,
         axes: tuple[str, ...],
+        plan: Plan,
     ) -> Scores:
         base, donor = contrast.clean, contrast.corrupt
         if self.direction == "denoising":
@@ -63,17 +68,26 @@ class ActivationPatching(AttributionMethod):
         elif self.direction != "noising":
             raise OptionError("direction", "'noising' or 'denoising'", self.direction)
         axes = _default_axes(axes, sites)
-        given = run(model, donor, record=sites, positions="last", vocabulary=metric.vocabulary)
+        given = run(
+            model,
+            donor,
+            plan=plan,
+            record=sites,
+            positions="last",
+            vocabulary=metric.vocabulary,
+        )
         named = tuple(_axis(name, sites, given, base, model) for name in axes)
-        cells = list(_cells(sites, given, base, axes))
-        swept = sweep(model, base, cells, metric, max_tokens=self.max_tokens)
+        parted = _parted(base, donor) if model.causal and plan.replayable else 0
+        cells = list(_cells(sites, given, base, axes, parted))
+        swept = sweep(model, base, cells, metric, plan=plan, max_tokens=self.max_tokens)
         shape = tuple(len(axis.labels) for axis in named)
         effects = swept.effects.T.reshape(-1, *shape)
         donor_value = metric(given)
         total = donor_value - swept.base
         checks = (
             Check("total effect", float(total.mean()), metric.unit, "metric(donor) - metric(base)"),
-            Check("cells", float(len(cells)), "runs", "each one exact"),
+            Check("cells", float(len(cells)), "places", "each one exact"),
+            Check("parted", float(parted), "position", "the prompts agree before it: effect 0"),
         )
         return Scores(effects, named, swept.base, donor_value, checks)
 
@@ -115,20 +129,28 @@ def _axis(name: str, sites: Sites, given: Trace, base: Batch, model: Model) -> A
     return Axis(name, tuple(map(vocabulary.token_text, base.tokens[0].tolist())))
 
 
+def _parted(base: Batch, donor: Batch) -> int:
+    """The first position at which an example's prompts differ; beyond the last where none does."""
+    apart = (base.tokens != donor.tokens).any(0).nonzero()
+    return int(apart[0]) if len(apart) else base.tokens.shape[1]
+
+
 def _cells(
-    sites: Sites, given: Trace, base: Batch, axes: tuple[str, ...]
+    sites: Sites, given: Trace, base: Batch, axes: tuple[str, ...], parted: int
 ) -> Iterator[Intervention]:
-    """One intervention per place, in the order of the axes."""
+    """One intervention per place, in the order of the axes; none acts before `parted`."""
+    longest, by_position = base.tokens.shape[1], "pos" in axes
     for site in sites:
         operator = set_to(given[site])
-        positions = range(base.tokens.shape[1]) if "pos" in axes else (None,)
-        for position in positions:
+        for position in range(longest) if by_position else (slice(parted, None),):
+            same = isinstance(position, int) and position < parted
             for head in _heads(site, given[site]) if "head" in axes else (None,):
                 yield Intervention(
                     site,
                     operator,
                     positions=position,
                     heads=None if head is None else [head],
+                    strength=0.0 if same else 1.0,
                     optional=True,  # a row too short for a position keeps its effect of 0
                 )
 

@@ -5,6 +5,7 @@ scale frozen at the clean run's. The scale frozen, a linear metric is linear in 
 contributions of all components and the constant of the unembedding add up to the metric.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -18,24 +19,31 @@ from workbench.attribution.method import AttributionMethod, Scores
 from workbench.core.data import Batch, TokenContrast
 from workbench.core.errors import OptionError
 from workbench.core.metrics import TokenMetric
+from workbench.core.plan import Plan
+from workbench.core.program import Ledger, compile_plan
 from workbench.core.protocols import Model
 from workbench.core.result import Axis, Check
 from workbench.core.run import pick, run
 from workbench.core.sites import Site, Sites, select
-from workbench.core.tap import Tap
+from workbench.core.tap import UNTAPPED, Tap, chain
 
 EMBEDS = ("hook_embed", "hook_pos_embed", "hook_token_type_embed")
 WRITERS = (*EMBEDS, "attn.hook_result", "hook_attn_out", "hook_mlp_out")
+STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+OPEN = (*STREAMS, "hook_attn_out")  # where what a plan adds is no component's own
 _SCALE = Site("ln_final.hook_scale")
 
 
 @final
 @dataclass(frozen=True)
 class DirectLogitAttribution(AttributionMethod):
-    """Contributions of embedding, heads, biases and MLPs to the metric; one forward.
+    """Contributions of embedding, heads, biases and MLPs to the metric; two forwards.
 
     Components x layers; the embedding stands in the column of layer 0, the constant of the final
     norm and unembedding in the last. The final norm's scale is frozen (the additive variant).
+    Under a plan a component is what it writes as changed, and the row `plan` is what the plan
+    itself writes into the stream: adding a direction there adds its part, a zero takes away all
+    that had been written before it.
     """
 
     source: ClassVar[str] = "Elhage et al. 2021, transformer-circuits.pub/2021/framework"
@@ -54,25 +62,29 @@ class DirectLogitAttribution(AttributionMethod):
         metric: TokenMetric,
         sites: Sites,
         axes: tuple[str, ...],
+        plan: Plan,
     ) -> Scores:
         foreign = [str(site) for site in sites if site not in self.sites(model)]
         if foreign:
             wanted = "sites that add to the residual stream: " + ", ".join(WRITERS)
             raise OptionError("sites", wanted, foreign)
-        last = AtLast(sites, contrast.clean)
-        final = Site("blocks.{}.hook_resid_post", model.sizes.n_layers - 1)
-        clean = run(model, contrast.clean, record=[final], positions="last", tap=last)
-        corrupt = run(model, contrast.corrupt, positions="last", vocabulary=metric.vocabulary)
-        stream = pick(clean[final], contrast.clean.last[:, None])[:, 0]  # example d_model
-        slope, value = _slope(model, metric, stream)
-        parts, labels = _parts(last.seen, slope, model, constant=value - (stream * slope).sum(-1))
-        total = parts.sum((1, 2))
-        exact = metric(clean)
+        seen = _read(model, contrast.clean, plan, sites)
+        slope, value = _slope(model, metric, seen.stream)
+        rows = _rows(model, seen, slope, constant=value - (seen.stream * slope).sum(-1))
+        parts = torch.stack(list(rows.values()), 1)  # example component layer
+        exact = _metric(model, metric, seen.stream)
         checks = (
-            Check("sum - metric", _worst(total - exact), metric.unit, "0 if nothing is left out"),
+            Check(
+                "sum - metric",
+                _worst(parts.sum((1, 2)) - exact),
+                metric.unit,
+                "0 if nothing is left out",
+            ),
             Check("metric, clean", float(exact.mean()), metric.unit, "what the scores add up to"),
         )
-        return Scores(*_along(parts, labels, axes), exact, metric(corrupt), checks)
+        only = metric.vocabulary
+        corrupt = run(model, contrast.corrupt, plan=plan, positions="last", vocabulary=only)
+        return Scores(*_along(parts, tuple(rows), axes), exact, metric(corrupt), checks)
 
 
 @final
@@ -108,6 +120,46 @@ class FrozenScale(Tap):
         return site == _SCALE
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What one run under a plan wrote at every row's last token."""
+
+    stream: Float[Tensor, "example d_model"]  # after the last block
+    written: Mapping[Site, Tensor]  # as the plan left it
+    before: Mapping[Site, Tensor]  # before the plan acted, at the sites that it edits openly
+
+    @property
+    def heads_of(self) -> frozenset[int | None]:
+        """The layers whose heads were read one by one."""
+        return frozenset(s.layer for s in self.written if s.short == "attn.hook_result")
+
+
+def _read(model: Model, batch: Batch, plan: Plan, sites: Sites) -> _Seen:
+    """One run under the plan.
+
+    Raises:
+        OptionError: If the plan acts after the last block, where parts no longer add up.
+    """
+    program = compile_plan(plan, model, len(batch.tokens))
+    if program.by_site and program.last_block(model) == model.sizes.n_layers:
+        late = "interventions at or before the last block: after it, parts do not add up"
+        raise OptionError("plan", late, [str(one) for one in plan])
+    edited = tuple(site for site in program.by_site if site.short in OPEN)
+    ledger, before, after = Ledger(plan), AtLast(edited, batch), AtLast((*sites, *edited), batch)
+    tap = chain(before, program.tap(batch.place, ledger), after)
+    with torch.no_grad():
+        stream = model.layers(model.embed(batch, tap), batch, tap)
+    program.finish(ledger, batch.prompt.tolist(), "its scope selects no token")
+    return _Seen(pick(stream, batch.last[:, None])[:, 0], after.seen, before.seen)
+
+
+def _metric(model: Model, metric: TokenMetric, stream: Tensor) -> Float[Tensor, " example"]:
+    with torch.no_grad():
+        logits = model.unembed(stream[:, None], UNTAPPED, vocabulary=metric.vocabulary)[:, 0]
+    return metric.read(logits, torch.arange(len(stream), device=stream.device))
+
+
 def _slope(
     model: Model, metric: TokenMetric, stream: Float[Tensor, "example d_model"]
 ) -> tuple[Float[Tensor, "example d_model"], Float[Tensor, " example"]]:
@@ -120,31 +172,34 @@ def _slope(
     return slope, value.detach()
 
 
-def _parts(
-    seen: dict[Site, Tensor], slope: Tensor, model: Model, *, constant: Tensor
-) -> tuple[Float[Tensor, "example component layer"], tuple[str, ...]]:
-    """Every component's contribution; components a model lacks have no row."""
-    n_heads, n_layers = model.sizes.n_heads, model.sizes.n_layers
-    heads = [f"H{head}" for head in range(n_heads)]
+def _rows(
+    model: Model, seen: _Seen, slope: Tensor, *, constant: Tensor
+) -> dict[str, Float[Tensor, "example layer"]]:
+    """Every component's contribution by layer; components a model lacks have a row of zeros."""
+    sizes, split = model.sizes, seen.heads_of
+    heads = [f"H{head}" for head in range(sizes.n_heads)]
     # Without its heads, what attention writes is not its bias alone.
-    whole = {s.layer for s in seen if s.short == "hook_attn_out"} - {
-        s.layer for s in seen if s.short == "attn.hook_result"
-    }
-    labels = ("embed", *heads, "attn" if whole else "attn_bias", "mlp", "constant")
-    parts = slope.new_zeros(len(slope), len(labels), n_layers)
-    for site, value in seen.items():
-        if site.layer is None:
-            parts[:, 0, 0] += (value * slope).sum(-1)
-        elif site.short == "attn.hook_result":
-            by_head = torch.einsum("ehd,ed->eh", value, slope)
-            parts[:, 1 : 1 + n_heads, site.layer] = by_head
+    whole = any(s.short == "hook_attn_out" and s.layer not in split for s in seen.written)
+    attn, planned = "attn" if whole else "attn_bias", ["plan"] if seen.before else []
+    names = ("embed", *heads, attn, "mlp", *planned, "constant")
+    rows = {name: slope.new_zeros(len(slope), sizes.n_layers) for name in names}
+    for site, value in seen.written.items():
+        if site in seen.before and (site.short in STREAMS or site.layer in split):
+            rows["plan"][:, site.layer or 0] += ((value - seen.before[site]) * slope).sum(-1)
+        if site.short in STREAMS:
+            continue
+        if site.short == "attn.hook_result":
+            for head, share in zip(heads, torch.einsum("ehd,ed->he", value, slope), strict=True):
+                rows[head][:, site.layer or 0] = share
         elif site.short == "hook_attn_out":  # heads come before it: what they leave is the bias
-            heads = parts[:, 1 : 1 + n_heads, site.layer].sum(1)
-            parts[:, 1 + n_heads, site.layer] = (value * slope).sum(-1) - heads
+            own = seen.before.get(site, value) if site.layer in split else value
+            of_heads = sum(rows[head][:, site.layer or 0] for head in heads)
+            rows[attn][:, site.layer or 0] = (own * slope).sum(-1) - of_heads
         else:
-            parts[:, -2, site.layer] = (value * slope).sum(-1)
-    parts[:, -1, -1] = constant
-    return parts, labels
+            kind = "embed" if site.layer is None else "mlp"
+            rows[kind][:, site.layer or 0] += (value * slope).sum(-1)
+    rows["constant"][:, -1] = constant
+    return rows
 
 
 def _along(

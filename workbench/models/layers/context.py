@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from workbench.core.cache import KeyValueCache
+from workbench.core.cache import Cache
 from workbench.core.data import Batch
 from workbench.core.sites import Site
 
@@ -42,11 +42,11 @@ class Pass:
     angles: Angles | None
     visible: Bool[Tensor, "row 1 query key"] | None
     causal: bool
-    cache: KeyValueCache | None
+    cache: Cache | None
 
 
 def visibility(
-    batch: Batch, cache: KeyValueCache | None, *, causal: bool
+    batch: Batch, cache: Cache | None, *, causal: bool
 ) -> tuple[Bool[Tensor, "row 1 query key"] | None, bool]:
     """Which keys each query sees, as a mask or, where that suffices, as a rule (None, causal).
 

@@ -1,0 +1,73 @@
+"""Which cells of a sweep run together: each has a first block and a first column that it changes.
+
+Notable: what decides is the cost of a pass. Reading the weights of a block once costs about as much
+as multiplying by them for `READING` tokens, so cells with different suffixes share a wave only as
+long as the tokens this wastes are fewer than that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from workbench.core.data import Batch
+from workbench.core.interventions import Intervention
+from workbench.core.plan import Plan
+from workbench.core.program import compile_plan
+from workbench.core.protocols import Model
+
+READING = 64  # tokens; measured on two cores in float32, where 32 to 128 differ little
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One change, and where its run begins to differ from the base run."""
+
+    index: int
+    plan: Plan
+    layer: int  # the first block it changes; -1 for the embedding, n_layers for what comes after
+    column: int | None  # the first column it changes; None where it may change nothing and does
+
+
+def cell_of(index: int, plan: Plan, model: Model, batch: Batch, *, whole: bool) -> Cell:
+    """Where a cell's run begins; at the first column if the run must be `whole`.
+
+    Raises:
+        UnknownNameError: If a site is not one of the model's.
+        OptionError: If a row is outside the batch.
+    """
+    program = compile_plan(plan, model, len(batch.tokens))
+    columns = [_first_column(one, batch) for one in plan if one.size]
+    found = [column for column in columns if column is not None]
+    if not found:
+        optional = all(one.optional or one.size == 0 for one in plan)
+        return Cell(index, plan, -1, None if optional else 0)
+    alike = model.causal and plan.replayable and not whole
+    return Cell(index, plan, program.first_block(model), min(found) if alike else 0)
+
+
+def waves(cells: Sequence[Cell], batch: Batch, max_tokens: int) -> list[list[Cell]]:
+    """The cells in batches of at most `max_tokens` tokens (but one cell at the least)."""
+    rows, width = batch.tokens.shape
+    made: list[list[Cell]] = []
+    for cell in sorted(cells, key=lambda one: (-(one.column or 0), one.layer)):
+        column, wave = cell.column or 0, made[-1] if made else []
+        wasted = (width if not wave else (wave[-1].column or 0) - column) * rows * len(wave)
+        full = (len(wave) + 1) * rows * (width - column) > max_tokens
+        if not wave or full or wasted > READING:
+            made.append([])
+        made[-1].append(cell)
+    return [sorted(wave, key=lambda one: one.layer) for wave in made]
+
+
+def _first_column(one: Intervention, batch: Batch) -> int | None:
+    """The first column at which an intervention acts in any of its rows."""
+    place = batch.place if one.rows is None else batch.place.of(one.rows)
+    chosen = one.positions.select(place)
+    if isinstance(chosen, Tensor):
+        mask = chosen if place.real is None else chosen & place.real
+        acted = mask.any(0).nonzero()
+        return int(acted[0]) if len(acted) else None
+    return 0 if chosen else None
