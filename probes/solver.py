@@ -71,7 +71,7 @@ class Solutions:
     margins: Float[Tensor, "problem column row"]  # of all rows, held-out ones too
     value: Float[Tensor, " problem"]
     gap: Float[Tensor, " problem"]
-    slope: Float[Tensor, " problem"]  # the largest |∂f/∂w|
+    slope: Float[Tensor, " problem"]  # the largest |∂f|, along weights and bias
     steps: int
 
 
@@ -261,7 +261,7 @@ def _within(state: _State, tolerance: float, *, share: float = 1.0) -> Tensor:
 
 def _solutions(problems: Problems, theta: Tensor, margins: Tensor, steps: int) -> Solutions:
     state = _state(problems, theta, margins, problems.z.new_zeros(len(theta)), ())
-    gap, slope = _gap(state.gradient, problems.penalty), _largest(state.gradient[..., :-1])
+    gap, slope = _gap(state.gradient, problems.penalty), _largest(state.gradient)
     return Solutions(theta[..., :-1], theta[..., -1], margins, state.value, gap, slope, steps)
 
 
