@@ -94,6 +94,22 @@ def test_many_classes_have_a_direction_each(method: Logistic | MeanDifference) -
         probe.direction("hook_embed")
 
 
+@pytest.mark.parametrize("method", [Logistic(), MeanDifference()])
+def test_rows_that_are_all_equal_tell_nothing_but_how_common_a_class_is(
+    method: Logistic | MeanDifference,
+) -> None:
+    y = (torch.arange(40) % 4 == 0).long()  # a quarter
+    for n_classes, labels in ((2, y), (3, y + (torch.arange(40) % 8 == 0))):
+        probe = method.fit(torch.ones(40, 6), labels)
+        assert torch.equal(probe.predict(torch.ones(3, 6)), probe.predict(torch.zeros(3, 6)))
+        assert not bool(probe.direction("hook_embed", of=1).vector.any())
+        if isinstance(method, Logistic):
+            share = torch.bincount(labels).double() / 40  # the bias alone, and exactly
+            said = probe.score(torch.ones(2, 6)).softmax(1)
+            torch.testing.assert_close(said, share.expand(2, n_classes), atol=1e-12, rtol=0)
+            assert probe.inner_accuracy == float(share.max())
+
+
 def test_the_direction_of_class_0_is_the_other_way_round() -> None:
     x, y, _ = gaussian_pair(100, 4)
     probe = Logistic().fit(x, y)

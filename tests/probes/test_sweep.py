@@ -229,6 +229,15 @@ def test_what_cannot_be_swept_is_a_typed_error() -> None:
         probes.sweep(model, data, "hook_embed", n_shuffles=1).direction("blocks.0.hook_resid_post")
 
 
+def test_a_site_where_all_rows_are_equal_is_at_chance_and_stops_no_sweep() -> None:
+    data = letters(120, at=0)
+    same = tuple(f"{text[:-1]}z" for text in data.texts)
+    data = TextData("same end", same, data.labels, data.label_names, data.groups)
+    report = probes.sweep(tiny.model(), data, STREAM, n_shuffles=2)
+    assert float(report.accuracy[0]) == report.majority
+    assert report.best.site != report.sites[0]
+
+
 def test_rows_of_a_model_in_half_precision_are_read_too() -> None:
     x, y, _ = gaussian_pair(200, 4)
     probe = Logistic().fit(x.bfloat16(), y)
