@@ -25,8 +25,7 @@ from workbench.core.errors import (
 )
 from workbench.core.store import folder_or_file, is_folder
 from workbench.models.archives import is_inside
-from workbench.models.assets import ASSETS, is_present, pull
-from workbench.models.family import FAMILIES
+from workbench.models.assets import ASSETS, is_present, loadable_models, pull
 from workbench.models.gguf import cached_gguf
 from workbench.models.hub import snapshot
 from workbench.models.safetensors_file import MappedTensors, damage
@@ -73,11 +72,10 @@ def resolve(name: str) -> Path:
         return cached_gguf(path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.endswith(".gguf"):
         return snapshot(name)
-    models = [asset.name for asset in ASSETS.values() if asset.family in FAMILIES]
     hint = "Or give a folder, a .gguf file, or a hub id with its owner ('openai-community/gpt2')."
     if name in ASSETS:
         hint = f"It is a data set: probes.datasets.load({name!r})."
-    raise UnknownNameError("model", name, models, hint)
+    raise UnknownNameError("model", name, loadable_models(), hint)
 
 
 def _expanded(name: str) -> Path:
