@@ -34,10 +34,10 @@ def test_without_arguments_it_lists_its_commands() -> None:
 
 
 def test_pull_without_a_name_lists_the_assets_and_their_licences() -> None:
-    shown = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["pull"])
-    assert shown.exit_code == 0
-    assert "smollm2-135m-instruct" in shown.output
-    assert "Apache-2.0" in shown.output
+    shown = shell("pull")
+    assert shown.returncode == 0
+    assert "smollm2-135m-instruct" in shown.stdout
+    assert "Apache-2.0" in shown.stdout
 
 
 def test_an_unknown_asset_is_a_message_and_exit_code_1() -> None:
