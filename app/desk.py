@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Final, TypeVar, final
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+from streamlit.runtime.scriptrunner import StopException
 
 from app.components.prose import prose
 from app.host import Failure, Host, Job, State
@@ -25,8 +27,12 @@ Result = TypeVar("Result")
 Asked = TypeVar("Asked", Read, Lens, Trajectory, Components)
 STATE: Final = "investigation"
 WRONG: Final = "wrong_link"  # what could not be read of the latest link
+WANTED: Final = "wanted_model"  # the model asked for, until it is there or given up
 GOING: Final = "going"  # the page a callback asked for
 _SESSION: Final = "session"
+_PAGE: Final = "page"  # the page on the screen
+_ASKED: Final = "asked"  # its views that asked something
+_ANSWERED: Final = "answered"  # the views that show an answer
 _STOPPED: Final = "stopped"  # what this session stopped: digest -> job
 QUIET: Final = 0.12  # seconds before a wait is worth a word
 LOOK: Final = 0.2  # seconds between two looks at a running job
@@ -42,6 +48,7 @@ def become(state: Investigation) -> None:
     """Makes `state` the session's investigation; to be called from callbacks."""
     st.session_state[STATE] = state
     st.session_state.pop(WRONG, None)
+    st.session_state.pop(WANTED, None)
 
 
 @dataclass(frozen=True)
@@ -66,15 +73,21 @@ class Desk:
 
     def ask(self, spec: Spec, kind: type[Result], wait: Wait) -> Result | None:
         """The answer to `spec`, or nothing after showing why not."""
+        _asked().add(wait.view)
         return ask(self.host, spec, kind, wait)
 
     def submit(self, spec: Spec, *, view: str) -> Job:
         """The job that answers `spec`, without waiting; the stopped one, where it was stopped."""
+        _asked().add(view)
         return submit(self.host, spec, view)
 
     def stop(self, job: Job, view: str) -> None:
         """Stops a job for this session; to be called from callbacks."""
         stop(self.host, job, view)
+
+    def resume(self, job: Job, view: str) -> None:
+        """Lets a stopped or failed question be asked again; to be called from callbacks."""
+        resume(self.host, job, view)
 
 
 def lane(view: str) -> str:
@@ -85,19 +98,34 @@ def lane(view: str) -> str:
 
 
 def ask(host: Host, spec: Spec, kind: type[Result], wait: Wait) -> Result | None:
-    """The answer to `spec`; meanwhile its shape and a Cancel button, at worst why there is none."""
+    """The answer to `spec`; meanwhile its shape and a Cancel button, at worst why there is none.
+
+    Where the view was answered before, the old answer stays in place, faded, under a Cancel button
+    that takes no room: a page must not jump at every click.
+    """
+    place = st.empty()  # always, so that what follows keeps its own
     job = submit(host, spec, wait.view)
     if stopped(job):
-        _again(job, Failure(f"Stopped: {wait.what}.", retry=True), wait)
+        _again(host, job, Failure(f"Stopped: {wait.what}.", retry=True), wait)
         return None
     if not job.ended.wait(QUIET):
-        _wait(host, job, wait)
+        _wait(host, job, wait, place)
     if isinstance(job.result, kind):
+        _answered().add(wait.view)
         return job.result
     if job.state is State.CANCELLED:
         return None  # by a newer question of this lane, whose script draws this place
-    _again(job, job.failure or Failure(f"No answer: {wait.what}.", retry=True), wait)
+    _again(host, job, job.failure or Failure(f"No answer: {wait.what}.", retry=True), wait)
     return None
+
+
+def turn_to(host: Host, page: str) -> None:
+    """Begins a page; what only the page before waited for is cancelled."""
+    if st.session_state.get(_PAGE, page) != page:
+        host.clear(lane(view) for view in _asked())
+        _answered().difference_update(_asked())
+        _asked().clear()
+    st.session_state[_PAGE] = page
 
 
 def submit(host: Host, spec: Spec, view: str) -> Job:
@@ -119,42 +147,55 @@ def stopped(job: Job) -> bool:
     return _stopped().get(job.digest) == job.id
 
 
-def resume(job: Job) -> None:
-    """Lets a stopped question be asked again; to be called from callbacks."""
+def resume(host: Host, job: Job, view: str) -> None:
+    """Lets a stopped or failed question be asked again; to be called from callbacks."""
     _stopped().pop(job.digest, None)
+    host.leave(job, lane(view))
+
+
+def _asked() -> set[str]:
+    return st.session_state.setdefault(_ASKED, set())
+
+
+def _answered() -> set[str]:
+    return st.session_state.setdefault(_ANSWERED, set())
 
 
 def _stopped() -> dict[str, str]:
     return st.session_state.setdefault(_STOPPED, {})
 
 
-def _wait(host: Host, job: Job, wait: Wait) -> None:
-    place, key = st.empty(), f"cancel-{wait.view}"
-    with place.container():
-        if wait.title:
+def _wait(host: Host, job: Job, wait: Wait, place: DeltaGenerator) -> None:
+    late = wait.view in _answered()
+    with place.container(key=f"late-{wait.view}" if late else None):
+        if wait.title and not late:
             prose(key=f"wait-{wait.view}", kind="page", title=wait.title)
         with st.container(horizontal=True, vertical_alignment="center", key=f"pill-{wait.view}"):
             told = st.empty()
-            st.button("Cancel", key=key, on_click=stop, args=(host, job, wait.view))
-        st.skeleton(height=wait.height)
-    told_last = ""
-    while not job.ended.wait(LOOK):
-        text = waiting(
-            wait.what, ahead=host.ahead(job), done=job.done, total=job.total, eta=job.eta
-        )
-        if text != told_last:
-            told.caption(text)
-            told_last = text
+            stopping = (host, job, wait.view)
+            st.button("Cancel", key=f"cancel-{wait.view}", on_click=stop, args=stopping)
+        if not late:
+            st.skeleton(height=wait.height)
+    try:
+        while not job.ended.wait(LOOK):
+            told.caption(  # also where Streamlit may end this script
+                waiting(
+                    wait.what, ahead=host.ahead(job), done=job.done, total=job.total, eta=job.eta
+                )
+            )
+    except StopException:  # the tab is gone; a rerun, which asks again, is another exception
+        host.leave(job, lane(wait.view))
+        raise
     place.empty()
 
 
-def _again(job: Job, failure: Failure, wait: Wait) -> None:
+def _again(host: Host, job: Job, failure: Failure, wait: Wait) -> None:
     if wait.title:
         prose(key=f"wait-{wait.view}", kind="page", title=wait.title)
     kind = "notice" if stopped(job) else "error"
     prose(say(failure.message), key=f"failure-{wait.view}", kind=kind)
     if failure.retry:
-        st.button("Retry", key=f"retry-{wait.view}", on_click=resume, args=(job,))
+        st.button("Retry", key=f"retry-{wait.view}", on_click=resume, args=(host, job, wait.view))
 
 
 def callback(act: Callable[[Investigation], Investigation]) -> Callable[[], None]:

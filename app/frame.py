@@ -15,7 +15,19 @@ from streamlit.navigation.page import Page as StreamlitPage
 from app.components.bar import bar
 from app.components.prose import prose
 from app.components.strip import strip
-from app.desk import GOING, STATE, WRONG, Desk, Wait, ask, become, callback, current
+from app.desk import (
+    GOING,
+    STATE,
+    WANTED,
+    WRONG,
+    Desk,
+    Wait,
+    ask,
+    become,
+    callback,
+    current,
+    turn_to,
+)
 from app.host import Host
 from app.links import arrive, depart
 from app.page import Page
@@ -62,6 +74,7 @@ def _menu() -> dict[str, StreamlitPage]:
 
 
 def _screen(name: str, page: Page) -> None:
+    turn_to(host(), name)
     desk = _frame(host())
     if desk is not None:
         with st.container(key=f"page-{name}"):
@@ -74,6 +87,7 @@ def _frame(server: Host) -> Desk | None:
         slot = _prompt_row(state)
         body = st.container(gap="small")
     with body:
+        _other_model(server, state)
         about = ask(
             server,
             About(state.model),
@@ -99,6 +113,20 @@ def _frame(server: Host) -> Desk | None:
         _tokens(reading, state)
         _bar(reading, state)
     return Desk(server, state, about, reading)
+
+
+def _other_model(server: Host, state: Investigation) -> None:
+    """Goes over to the model asked for once it is there; until then nothing of this one is lost."""
+    name = st.session_state.get(WANTED)
+    if name in (None, state.model):
+        return
+    loading = Wait("wanted", f"loading {name}", 60)
+    if ask(server, About(name), AboutModel, loading) is None:
+        prose(say(f"What follows is still {state.model}, as it was."), key="still")
+        return
+    st.session_state.pop(NOTICE, None)
+    become(replace(state, model=name, head=None, cell=None, plan=(), pos=None))
+    st.rerun()
 
 
 def _question(state: Investigation) -> Read:
@@ -217,10 +245,7 @@ def _answered(key: str) -> None:
 
 
 def _chose_model() -> None:
-    name = st.session_state["model"].strip()
-    if name:
-        st.session_state.pop(NOTICE, None)
-        become(replace(current(), model=name, head=None, cell=None, plan=(), pos=None))
+    st.session_state[WANTED] = st.session_state["model"].strip() or None
 
 
 def _lines(text: str) -> str:

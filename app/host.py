@@ -1,7 +1,10 @@
 """The host: one worker thread owns the model; everybody else submits a spec and reads plain data.
 
 Notable: the same question in flight is asked once; a new question in a *lane* (one view of one
-session) cancels the lane's previous one, so that rapid clicks give the last result only. A job's
+session) cancels the lane's previous one, so that rapid clicks give the last result only. What
+failed is not asked again by the same lane until it leaves, else every rerun would. A long job
+lets a few short ones that come later go first, never more, so that it starves nobody and is not
+starved. A job's
 terminal state is written last, after its result: whoever sees it sees everything. A supervisor
 replaces a worker that died. The host knows neither torch nor Streamlit.
 """
@@ -11,8 +14,9 @@ import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from bisect import insort_left
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, final
@@ -66,6 +70,8 @@ class Job:
         self.started = 0.0
         self.ended = threading.Event()
         self.lanes: set[str] = set()
+        self.watchers: Counter[str] = Counter()  # open streams by lane; the server's loop counts
+        self.turn = 0  # its place among those that wait, the lowest first
         self._cancel = threading.Event()
 
     def check(self) -> None:
@@ -166,7 +172,8 @@ class Host:
         """
         self._start, self._friendly, self._limit = start, friendly, queue
         self._lock = threading.Condition()
-        self._queue: deque[Job] = deque()
+        self._queue: list[Job] = []  # in the order in which they will run
+        self._asked = 0  # jobs that ever came
         self._flying: dict[str, Job] = {}  # queued or running, by digest
         self._lanes: OrderedDict[str, Job] = OrderedDict()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -203,8 +210,8 @@ class Host:
         Whatever this lane asked before and nobody else waits for is cancelled.
         """
         with self._lock:
-            job = self._found(spec) or self._enqueue(spec)
             previous = self._lanes.pop(lane, None) if lane else None
+            job = _failed(previous, spec) or self._found(spec) or self._enqueue(spec)
             if previous is not None and previous is not job:
                 self._leave(previous, lane)
             if lane:
@@ -216,11 +223,22 @@ class Host:
             return job
 
     def leave(self, job: Job, lane: str) -> None:
-        """Ends a lane's interest in a job; it is cancelled if no other lane waits for it."""
+        """Ends a lane's interest in a job; it is cancelled if no other lane waits for it.
+
+        A job that failed is forgotten with it, so that the lane may ask anew.
+        """
         with self._lock:
             if self._lanes.get(lane) is job:
                 del self._lanes[lane]
             self._leave(job, lane)
+
+    def clear(self, lanes: Iterable[str]) -> None:
+        """Ends the interest of several lanes in whatever they asked last."""
+        with self._lock:
+            for lane in lanes:
+                job = self._lanes.pop(lane, None)
+                if job is not None:
+                    self._leave(job, lane)
 
     def cancel(self, job: Job) -> None:
         """Stops a job for everybody; a waiting one ends here, a running one at its next check."""
@@ -265,7 +283,9 @@ class Host:
             ahead = len(self._queue)
             job.finish(State.FAILED, failure=Failure(f"Busy: {ahead} jobs are ahead.", retry=True))
             return job
-        self._queue.append(job)
+        self._asked += 1
+        job.turn = self._asked + spec.lets
+        insort_left(self._queue, job, key=lambda waiting: waiting.turn)
         self._flying[job.digest] = job
         self._lock.notify_all()
         return job
@@ -315,7 +335,7 @@ class Host:
                 self._lock.wait()
             if self._stopping:
                 return None
-            job = self._running = self._queue.popleft()
+            job = self._running = self._queue.pop(0)
             job.started = time.monotonic()
             job.state = State.RUNNING
             return job
@@ -363,6 +383,13 @@ def size_of(value: object) -> int:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return 64 + sum(size_of(value.__getattribute__(f.name)) for f in dataclasses.fields(value))
     return 32
+
+
+def _failed(previous: Job | None, spec: Spec) -> Job | None:
+    """What the lane asked last, if it was this and failed."""
+    if previous is None or previous.state is not State.FAILED or previous.spec != spec:
+        return None
+    return previous
 
 
 def _trim(table: "OrderedDict[str, Job]") -> None:

@@ -2,6 +2,7 @@
 
 Notable: a navigation click drops the query, so the address is written again on each run. What is
 in the address and is not what we last wrote came from outside (a link, Back, Forward) and wins.
+What we write is never empty, so that Back to the first view is told from a navigation click.
 """
 
 import os
@@ -13,6 +14,7 @@ import streamlit as st
 
 from app.codec import StateError
 from app.desk import WRONG, become, current
+from app.process import knows, workspace
 from app.state import SHORT_KEYS, Investigation, digest, from_query, to_json, to_query
 
 _WRITTEN: Final = "written_query"
@@ -25,7 +27,7 @@ def arrive() -> None:
         return
     st.session_state[_WRITTEN] = query
     try:
-        state = from_query(query, stored)
+        state = from_query(query, stored, knows)
     except StateError as error:
         st.session_state[WRONG] = (
             f"The link could not be read, and nothing is taken from it. {error}"
@@ -37,19 +39,13 @@ def arrive() -> None:
 def depart() -> None:
     """Writes the investigation into the address where it differs."""
     state = current()
-    query = to_query(state)
+    query = to_query(state, knows)
     if "s" in query:
         store(to_json(state), digest(state))
     ours = {key: st.query_params[key] for key in st.query_params if key in SHORT_KEYS}
     if ours != query:
         st.query_params.from_dict(query)
     st.session_state[_WRITTEN] = query
-
-
-def workspace() -> Path:
-    """Where long investigations rest."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "workbench" / "investigations"
 
 
 def store(text: str, name: str) -> None:

@@ -53,6 +53,7 @@ class Candidate:
     prob: float
     before: float  # its probability without the plan
     logit: float
+    spelt: bool  # whether its text names it: part of a character has none
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Answer:
     foil: str
     target_automatic: bool
     foil_automatic: bool
+    target_key: str | int  # what names it in Python: its text, or its id where it has none
+    foil_key: str | int
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ class LensReading:
     divergence: Array  # layer column; bits from the model's own output
     answer: Answer
     pos: int
-    target_rank: Array  # layer; at the position read
+    target_rank: Array  # layer; at the position read; equals share the first of their ranks
+    target_alone: Array  # layer; whether it is the likeliest, and no other as likely
     residual: float  # bits between the last row and the model
 
 
@@ -119,10 +123,11 @@ class Path:
     answer: Answer
     target_prob: Array  # layer
     foil_prob: Array
-    target_rank: Array
+    target_rank: Array  # equals share the first of their ranks
     foil_rank: Array
+    target_alone: Array  # whether it is the likeliest, and no other as likely
     vocabulary: int
-    residual: float  # largest difference of a logit between the last row and the model
+    residual: float  # bits between the last row and the model
 
 
 @dataclass(frozen=True)

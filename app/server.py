@@ -1,4 +1,4 @@
-"""The web application's life, its security headers, and the event stream of a job.
+"""The web application's life, its security headers and its own routes.
 
 Notable: the port opens before torch is imported (the worker's thread does that); our own routes
 need their own check of the Host header, which Streamlit's does not cover.
@@ -6,7 +6,6 @@ need their own check of the Host header, which Streamlit's does not cover.
 
 import asyncio
 import base64
-import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Sequence
@@ -19,18 +18,13 @@ import streamlit
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.host import Host, Job
+from app import stream
 from app.process import first_model, host
 from app.specs import About
 
-TICK: Final = (
-    0.05  # seconds between two looks at a job; pushes closer than that cost more than they show
-)
 LOOPBACK: Final = ("localhost", "127.0.0.1")
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 _log = logging.getLogger("workbench.app")
@@ -57,8 +51,8 @@ def middleware() -> list[Middleware]:
 
 
 def routes() -> list[BaseRoute]:
-    """The event stream of a job."""
-    return [Route("/api/jobs/{identity}", _stream)]
+    """Our own, beside Streamlit's: the event stream of a job."""
+    return stream.routes(host)
 
 
 def on_script_error(error: Exception) -> bool:
@@ -107,31 +101,6 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, with_headers)
-
-
-async def _stream(request: Request) -> Response:
-    desk: Host = host()
-    job = desk.job(str(request.path_params["identity"]))
-    if job is None:
-        return JSONResponse({"error": "no such job"}, status_code=404)
-    return StreamingResponse(
-        events(job), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
-
-
-async def events(job: Job) -> AsyncGenerator[str, None]:
-    """The partial results of a job as server-sent events, several to an event; then its end."""
-    seen = 0
-    while True:
-        ended = job.ended.is_set()  # before reading: what is published after it is read next time
-        fresh = job.partial[seen:]
-        seen += len(fresh)
-        if fresh:
-            yield f"data: {json.dumps(fresh)}\n\n"
-        if ended:
-            yield f"event: end\ndata: {json.dumps(job.state.value)}\n\n"
-            return
-        await asyncio.sleep(TICK)
 
 
 def _inline_scripts() -> list[str]:

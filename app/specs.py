@@ -6,12 +6,13 @@ Plain data, no torch: script threads build them, the worker answers them (`app/j
 import json
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from app.codec import encode
 from app.state import Edit, Recipe
 
 LARGE: Final = 64  # positions of the head on show
+LONG: Final = 8  # short questions that a long one lets go first
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Spec:
     """Something to compute with a model; its fields are all the answer depends on."""
 
     model: str
+    lets: ClassVar[int] = 0  # how many questions that come later may be answered first
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Direct(Spec):
 class Dose(Spec):
     """The metric over a range of strengths of a direction."""
 
+    lets: ClassVar[int] = LONG
     prompt: str
     target: str | None
     foil: str | None
@@ -113,6 +116,7 @@ class Dose(Spec):
 class Twin(Spec):
     """A continuation, baseline beside steered, with the same noise."""
 
+    lets: ClassVar[int] = LONG
     prompt: str
     plan: tuple[Edit, ...]
     recipe: Recipe
@@ -120,6 +124,11 @@ class Twin(Spec):
     new_tokens: int
     temperature: float
     seed: int
+
+
+def resolved(pos: int | None, count: int) -> int:
+    """The position read: the one picked, or the last where none, or none such, is picked."""
+    return pos if pos is not None and 0 <= pos < count else count - 1
 
 
 def canonical(spec: Spec) -> str:

@@ -17,9 +17,16 @@ from app.codec import StateError, decode, encode
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
 BUILT_IN: Final = "induction"  # the hand-built model, which needs no download
 DEFAULT_PROMPT: Final = "When Mary and John went to the store, John gave a drink to"
+MOST_GAPS: Final = 3.0  # the strongest steering the page offers
+MOST_TOKENS: Final = 200  # the longest text it writes
+MOST_TEMPERATURE: Final = 2.0
 SHORT: Final = 2048  # bytes of query string; beyond it the link names a stored file
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_MODEL = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # a link may name a known model, never a path
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise StateError(f"steering.{name} must be from {low:g} to {high:g}, got {value:g}.")
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,18 @@ class Steering:
     temperature: float = 0.7
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Holds what a link or a file says to what the page's own controls allow.
+
+        Raises:
+            StateError: If a setting is out of its range; names the range.
+        """
+        _within("strength", self.strength, -MOST_GAPS, MOST_GAPS)
+        _within("new_tokens", self.new_tokens, 1, MOST_TOKENS)
+        _within("temperature", self.temperature, 0, MOST_TEMPERATURE)
+        _within("seed", self.seed, 0, 2**32 - 1)
+        _within("layer", self.layer or 0, 0, 10_000)
+
 
 @dataclass(frozen=True)
 class Investigation:
@@ -130,6 +149,16 @@ class Investigation:
         """The same, with one more intervention; an edit already there is not added twice."""
         return self if edit in self.plan else replace(self, plan=(*self.plan, edit), bypass=False)
 
+    def besides(self, recipe: Recipe) -> tuple[Edit, ...]:
+        """The plan as it runs now, without what adds this recipe everywhere."""
+        return tuple(edit for edit in self.active if not _adds(edit, recipe))
+
+    def steer(self, recipe: Recipe, strength: float) -> "Investigation":
+        """The same with the recipe in its plan at that strength, in its old place if it has one."""
+        edit = Edit("steer", recipe.site, strength=strength, recipe=recipe)
+        at = next((i for i, one in enumerate(self.plan) if _adds(one, recipe)), len(self.plan))
+        return replace(self, plan=(*self.plan[:at], edit, *self.plan[at + 1 :]), bypass=False)
+
     def remove(self, index: int) -> "Investigation":
         """The same without the intervention at `index`."""
         return replace(self, plan=self.plan[:index] + self.plan[index + 1 :])
@@ -144,6 +173,10 @@ class Investigation:
         if prompt == self.prompt:
             return self
         return replace(self, prompt=prompt, target=None, foil=None, pos=None, cell=None)
+
+
+def _adds(edit: Edit, recipe: Recipe) -> bool:
+    return edit.recipe == recipe and not edit.positions
 
 
 def to_json(state: Investigation) -> str:
@@ -165,28 +198,38 @@ def digest(state: Investigation) -> str:
     return sha256(to_json(state).encode()).hexdigest()
 
 
-def to_query(state: Investigation) -> dict[str, str]:
+def always_here(model: str) -> bool:
+    """Whether a model is one that every installation has, or begins with."""
+    return model in (DEFAULT_MODEL, BUILT_IN)
+
+
+def to_query(state: Investigation, knows: Callable[[str], bool] = always_here) -> dict[str, str]:
     """The investigation as the fields of a link, without what is at its default.
 
+    The model is always named: an address without any field of ours is a click on the menu.
     Beyond `SHORT` bytes, or for a model that a link may not name, one field `s`: its digest.
     """
     data = encode(state)
     query = {_SHORT[name]: _field(value) for name, value in data.items()}
+    query["m"] = state.model
     size = sum(len(key) + len(value.encode()) for key, value in query.items())
-    if size > SHORT or not _MODEL.fullmatch(state.model):
+    if size > SHORT or not knows(state.model):
         return {"s": digest(state)}
     return query
 
 
 def from_query(
-    query: Mapping[str, str], stored: Callable[[str], str | None]
+    query: Mapping[str, str],
+    stored: Callable[[str], str | None],
+    knows: Callable[[str], bool] = always_here,
 ) -> Investigation | None:
     """The investigation of a link; none if the link has no field of ours.
 
-    `stored` gives the JSON text of a digest, or nothing.
+    `stored` gives the JSON text of a digest, or nothing; `knows` says which models may be named.
 
     Raises:
-        StateError: If a field is malformed, or the stored file is not on this machine.
+        StateError: If a field is malformed, it names another model, or the stored file is not on
+            this machine.
     """
     if "s" in query:
         return _stored(query["s"], stored)
@@ -195,8 +238,11 @@ def from_query(
         return None
     data = {name: _value(name, text) for name, text in ours.items()}
     state = decode(Investigation, data, "link")
-    if not _MODEL.fullmatch(state.model):
-        raise StateError("A link may only name a model that the workbench knows by name.")
+    if not knows(state.model):
+        raise StateError(
+            f"A link may only name a model that is on this machine by name, not {state.model!r}; "
+            "open any other in the model's menu."
+        )
     return state
 
 

@@ -39,7 +39,8 @@ const build = root => {
   const scroll = el('div', 'scroll'), canvas = el('canvas', '', null, { tabindex: '0', role: 'img' })
   const line = el('div', 'line'), out = el('output', '', '', { 'aria-live': 'polite' })
   const save = el('button', 'save', 'PNG', { type: 'button', title: 'Save this figure as a picture' })
-  scroll.append(canvas); line.append(out, save); root.view.append(scroll, line); root.replaceChildren(root.view)
+  root.pin = el('canvas', 'pin', null, { 'aria-hidden': 'true' })
+  scroll.append(canvas, root.pin); line.append(out, save); root.view.append(scroll, line); root.replaceChildren(root.view)
   root.draw = () => paint(root, canvas, out)
   const cell = event => {
     const g = root.geometry, i = Math.floor((event.offsetY - g.top) / g.h), j = Math.floor((event.offsetX - g.left) / g.w)
@@ -120,11 +121,25 @@ const paint = (root, canvas, out) => {
   root.base = new OffscreenCanvas(canvas.width, canvas.height)
   root.base.getContext('2d').drawImage(canvas, 0, 0)
   overlay(root, canvas)
+  pin(root, canvas.parentElement)
   out.value = rest(root)
   const scroll = canvas.parentElement, at = left + root.at[1] * w
   if (W > scroll.clientWidth && (at < scroll.scrollLeft + left || at + w > scroll.scrollLeft + scroll.clientWidth)) {
     scroll.scrollLeft = at + w + PAD - scroll.clientWidth  // the picked cell is in sight
   }
+}
+
+// A figure wider than its place scrolls; its layers, axis names and colour bar stay in sight.
+const pin = (root, scroll) => {
+  const { left, top, h, H, W, ratio } = root.geometry, [rows] = root.figure.grid, width = scroll.clientWidth
+  root.pin.hidden = W <= width
+  if (root.pin.hidden) { root.pin.width = root.pin.height = 0; root.pin.style.width = root.pin.style.height = '0'; return }
+  root.pin.width = width * ratio; root.pin.height = H * ratio; root.pin.style.width = width + 'px'; root.pin.style.height = H + 'px'
+  const g = root.pin.getContext('2d'), low = H - LEGEND - (root.figure.labels === 'top' ? 0 : FONT + PAD)
+  const copy = (x, y, w, height) => g.drawImage(root.base, x * ratio, y * ratio, w * ratio, height * ratio, x * ratio, y * ratio, w * ratio, height * ratio)
+  copy(0, 0, left - 1, H)
+  copy(0, low, width, H - low)
+  if (root.figure.labels === 'top') copy(0, 0, width, FONT + PAD)
 }
 
 const cells = (f, g, { left, top, w, h }, rgb, shade, colours, mono) => {

@@ -40,7 +40,7 @@ const start = (root, data) => {
   if (!data.job) { state.textContent = data.state; return }
   stop.hidden = false
   state.textContent = 'writing'
-  const source = root.source = new EventSource(new URL(`api/jobs/${data.job}`, location.href))
+  const source = root.source = new EventSource(new URL(`api/jobs/${data.job}?lane=${encodeURIComponent(data.lane)}`, location.href))
   source.onmessage = event => {
     for (const [row, text] of JSON.parse(event.data)) add(row, text, 0, false)
     state.textContent = `writing · ${Math.max(...columns.map(c => c.count))} of ${data.total} tokens`

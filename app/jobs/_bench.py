@@ -15,11 +15,12 @@ import torch
 import workbench as wb
 from app.host import Job
 from app.results import Answer, Receipt
+from app.specs import resolved
 from app.state import BUILT_IN, Edit, Recipe
 from workbench.attribution.known_truth import induction
 from workbench.core.data import token_rows
 from workbench.core.direction import Direction
-from workbench.core.errors import OptionError
+from workbench.core.errors import OptionError, TokenError
 from workbench.core.protocols import Model, Vocabulary
 from workbench.steering import METHODS as STEERING
 
@@ -136,8 +137,8 @@ def words(model: Model) -> Vocabulary:
 
 
 def until(ids: tuple[int, ...], pos: int | None) -> tuple[int, ...]:
-    """The tokens up to and with the position read; the last where none, or none such, is picked."""
-    return ids if pos is None or not 0 <= pos < len(ids) else ids[: pos + 1]
+    """The tokens up to and with the position read."""
+    return ids[: resolved(pos, len(ids)) + 1]
 
 
 def answer(
@@ -157,7 +158,17 @@ def answer(
     if first == second:
         raise OptionError("foil", "another token than the target", foil)
     texts = (vocabulary.token_text(first), vocabulary.token_text(second))
-    return Answer(*texts, given[0] is None, given[1] is None), first, second
+    keys = (key(vocabulary, first), key(vocabulary, second))
+    return Answer(*texts, given[0] is None, given[1] is None, *keys), first, second
+
+
+def key(vocabulary: Vocabulary, token: int) -> str | int:
+    """What names a token in Python: its text, or its id where the text does not name it."""
+    text = vocabulary.token_text(token)
+    try:
+        return text if vocabulary.single(text) == token else token
+    except TokenError:
+        return token
 
 
 def receipts(trace: wb.Trace) -> tuple[Receipt, ...]:

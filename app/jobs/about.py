@@ -41,10 +41,11 @@ MOODS = SteeringExample(
     negative=tuple(f"{subject} terrible" for subject in SUBJECTS),
     prompt="My day was",
 )
-SPELLINGS = SteeringExample(
-    positive=("abcdab", "efghef", "cdabcd", "ghefgh"),  # the last letters came before
-    negative=("abcdef", "efghab", "cdabgh", "ghefcd"),
-    prompt="abcdefgab",
+STEMS = ("abc", "efg", "cba", "gfe", "cfb")
+ENDINGS = SteeringExample(  # less of "d", and the model goes on as if it had just read "h"
+    positive=(*(f"{stem}d" for stem in STEMS), "bhgd"),
+    negative=(*(f"{stem}h" for stem in STEMS), "bdgh"),
+    prompt="cbhafdged",
 )
 
 
@@ -74,7 +75,7 @@ def _describe(model: Model, name: str, notice: str) -> AboutModel:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         examples=LETTERS if name == BUILT_IN else LANGUAGE,
-        steering=SPELLINGS if name == BUILT_IN else MOODS,
+        steering=ENDINGS if name == BUILT_IN else MOODS,
         notice=notice,
     )
 

@@ -5,7 +5,6 @@ import numpy as np
 import workbench as wb
 from app.host import Job
 from app.jobs._bench import Bench, answer, prompt_ids, until
-from app.jobs._planned import Planned
 from app.jobs._table import Answers
 from app.results import ComponentScores
 from app.specs import Components
@@ -16,14 +15,14 @@ METHOD = "direct_logit_attribution"
 
 
 def components(bench: Bench, spec: Components, job: Job) -> ComponentScores:
-    """Scores of the run under the plan; two forwards and a reading of the stream."""
+    """Scores of the run under the plan; three forwards."""
     model = bench.model(spec.model)
     shown = until(prompt_ids(model, spec.prompt), spec.pos)
     said = bench.said(spec.model, shown, job)
     texts, target, foil = answer(model, said, spec.target, spec.foil)
-    under = Planned(model, bench.plan(spec.model, spec.plan, job))
+    plan = bench.plan(spec.model, spec.plan, job)
     contrast = wb.Contrast(clean=[shown], corrupt=[shown], target=target, foil=foil)
-    scores = ATTRIBUTION[METHOD](under, contrast)
+    scores = ATTRIBUTION[METHOD](model, contrast, plan=plan)
     names, layers, heads, values = _flat(scores)
     return ComponentScores(
         answer=texts,
@@ -60,6 +59,8 @@ def _named(kind: str, layer: int) -> tuple[str, int | None, int | None]:
         return f"L{layer} MLP", layer, None
     if kind == "attn_bias":
         return f"L{layer} attention bias", None, None
+    if kind == "plan":
+        return f"the plan at L{layer}", None, None
     return {"embed": "embedding", "constant": "output bias"}.get(kind, kind), None, None
 
 

@@ -5,14 +5,12 @@ import math
 import numpy as np
 import torch
 
-import workbench as wb
 from app.host import Job
 from app.jobs._bench import Bench, answer, prompt_ids, until, words
 from app.jobs._table import Answers
 from app.results import LensReading, Path
 from app.specs import Lens, Trajectory
 from workbench.core.protocols import Model
-from workbench.core.sites import Site
 from workbench.lenses import METHODS as LENSES
 from workbench.lenses import LensReading as Found
 
@@ -51,7 +49,8 @@ def lens(bench: Bench, spec: Lens, job: Job) -> LensReading:
         divergence=np.maximum(found.kl.float().numpy(), 0) / math.log(2),
         answer=texts,
         pos=pos,
-        target_rank=_rank(found, column).numpy(),
+        target_rank=(found.ranks[:, column, 0] + 1).numpy(),
+        target_alone=_alone(found, column).numpy(),
         residual=float(found.kl[-1].abs().max()) / math.log(2),
     )
 
@@ -61,23 +60,27 @@ def trajectory(bench: Bench, spec: Trajectory, job: Job) -> Path:
     model = bench.model(spec.model)
     shown = until(prompt_ids(model, spec.prompt), spec.pos)
     texts, target, foil = answer(model, bench.said(spec.model, shown, job), spec.target, spec.foil)
-    plan = bench.plan(spec.model, spec.plan, job)
-    trace = wb.run(model, shown, plan=plan, record=SITES, positions="last", check=job.check)
-    sites = list(trace)
-    resid = torch.cat([trace[site][:, -1:] for site in sites], 1)  # batch layer d_model
-    last = Site("blocks.{}.hook_resid_post", model.sizes.n_layers - 1)
-    logits = LENSES[METHOD].logits(model, last, resid)[0].float()  # layer d_vocab
-    said = logits.softmax(-1)
-    rank = [(logits >= logits[:, [token]]).sum(-1) for token in (target, foil)]  # ties rank last
+    found = LENSES[METHOD](
+        model,
+        shown,
+        sites=SITES,
+        plan=bench.plan(spec.model, spec.plan, job),
+        positions="last",
+        top_k=TOP,
+        watch=[target, foil],
+        check=job.check,
+    )
+    probs, ranks = found.watched[:, 0].float(), found.ranks[:, 0] + 1  # layer token
     return Path(
         layers=_layers(model),
         answer=texts,
-        target_prob=said[:, target].numpy(),
-        foil_prob=said[:, foil].numpy(),
-        target_rank=rank[0].numpy(),
-        foil_rank=rank[1].numpy(),
+        target_prob=probs[:, 0].numpy(),
+        foil_prob=probs[:, 1].numpy(),
+        target_rank=ranks[:, 0].numpy(),
+        foil_rank=ranks[:, 1].numpy(),
+        target_alone=_alone(found, 0).numpy(),
         vocabulary=model.sizes.d_vocab,
-        residual=float((logits[-1] - trace.answer_logits[0].float()).abs().max()),
+        residual=float(found.kl[-1].abs().max()) / math.log(2),
     )
 
 
@@ -87,14 +90,11 @@ def window_of(count: int, pos: int) -> range:
     return range(max(0, end - COLUMNS), end)
 
 
-def _rank(found: Found, column: int) -> torch.Tensor:
-    """The watched token's rank by layer, from 1; one that ties for the first place is not first."""
-    best = found.top_probabilities[:, column]
-    tied = (
-        best[:, 0] == best[:, 1] if best.shape[1] > 1 else torch.zeros(len(best), dtype=torch.bool)
-    )
-    rank = found.ranks[:, column, 0] + 1
-    return torch.where((rank == 1) & tied, 2, rank)
+def _alone(found: Found, column: int) -> torch.Tensor:
+    """Whether the watched token is the likeliest by layer, and no other as likely."""
+    best = found.top_probabilities[:, column]  # layer rank
+    tied = (best[:, 1:2] == best[:, :1]).any(-1)  # a vocabulary of one word ties with nothing
+    return (found.ranks[:, column, 0] == 0) & ~tied
 
 
 def _layers(model: Model) -> tuple[str, ...]:

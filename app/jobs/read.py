@@ -4,7 +4,7 @@ import torch
 
 import workbench as wb
 from app.host import Job
-from app.jobs._bench import Bench, answer, prompt_ids, receipts, until, words
+from app.jobs._bench import Bench, answer, key, prompt_ids, receipts, until, words
 from app.jobs._table import Answers
 from app.results import Candidate, Reading
 from app.specs import Read
@@ -23,6 +23,7 @@ def read(bench: Bench, spec: Read, job: Job) -> Reading:
     plan = bench.plan(spec.model, spec.plan, job)
     traced = wb.run(model, shown, plan=plan, positions="last", check=job.check) if plan else None
     after = before if traced is None else traced.answer_logits[0].float()
+    said = after.log_softmax(-1)  # as the lens ranks: what rounds to a tie is one
     return Reading(
         tokens=tuple(words(model).token_text(i) for i in ids),
         pos=len(shown) - 1,
@@ -31,8 +32,8 @@ def read(bench: Bench, spec: Read, job: Job) -> Reading:
         after=None if traced is None else float(after[target] - after[foil]),
         target=_candidates(model, before, after, [target])[0],
         foil=_candidates(model, before, after, [foil])[0],
-        target_rank=1 + int((after > after[target]).sum()),
-        foil_rank=1 + int((after > after[foil]).sum()),
+        target_rank=1 + int((said > said[target]).sum()),
+        foil_rank=1 + int((said > said[foil]).sum()),
         top=_candidates(model, before, after, after.topk(min(TOP, len(after))).indices.tolist()),
         entropy=float(torch.distributions.Categorical(logits=after).entropy()) / LN2,
         receipts=() if traced is None else receipts(traced),
@@ -46,7 +47,13 @@ def _candidates(
 ) -> tuple[Candidate, ...]:
     old, new = before.softmax(-1), after.softmax(-1)
     return tuple(
-        Candidate(words(model).token_text(i), float(new[i]), float(old[i]), float(after[i]))
+        Candidate(
+            words(model).token_text(i),
+            float(new[i]),
+            float(old[i]),
+            float(after[i]),
+            isinstance(key(words(model), i), str),
+        )
         for i in ids
     )
 

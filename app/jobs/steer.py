@@ -115,9 +115,10 @@ def _write(
 def _logits(
     model: Model, ids: tuple[int, ...], new: tuple[int, ...], plan: wb.Plan, job: Job
 ) -> Tensor:
-    """The logits from which each new token was to be drawn."""
-    trace = wb.run(model, (*ids, *new), plan=plan, check=job.check)
-    return trace.logits[0, len(ids) - 1 : -1].float()
+    """The logits from which each new token was to be drawn; those of the prompt are not made."""
+    drawn = range(len(ids) - 1, len(ids) + len(new) - 1)
+    trace = wb.run(model, (*ids, *new), plan=plan, positions=drawn, check=job.check)
+    return trace.logits[0].float()
 
 
 def _steered_logits(  # noqa: PLR0913 - what was run, and how strongly
@@ -130,8 +131,9 @@ def _steered_logits(  # noqa: PLR0913 - what was run, and how strongly
     job: Job,
 ) -> tuple[Tensor, Receipt]:
     plan = [*fixed, direction.at(strength, unit="gap")]
-    trace = wb.run(model, (*ids, *new), plan=plan, check=job.check)
-    return trace.logits[0, len(ids) - 1 : -1].float(), receipts(trace)[-1]
+    drawn = range(len(ids) - 1, len(ids) + len(new) - 1)
+    trace = wb.run(model, (*ids, *new), plan=plan, positions=drawn, check=job.check)
+    return trace.logits[0].float(), receipts(trace)[-1]
 
 
 def _perplexity(logits: Tensor, tokens: tuple[int, ...]) -> float:

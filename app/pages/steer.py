@@ -1,7 +1,6 @@
 """Steer: two sets of texts make a direction; the model writes with it and without it."""
 
 from dataclasses import replace
-from typing import Final
 
 import streamlit as st
 
@@ -9,16 +8,14 @@ from app.components.foot import foot
 from app.components.lines import lines
 from app.components.prose import prose
 from app.components.twin import Column, Piece, twin
-from app.desk import Desk, Wait, become, current, resume, stopped
+from app.desk import QUIET, Desk, Wait, become, current, lane, stopped
 from app.host import Job, State
 from app.page import Page
 from app.results import DirectionCard, DoseCurve, TwinResult
 from app.specs import Direct, Dose, Twin
-from app.state import Edit, Recipe, Steering
+from app.state import MOST_GAPS, MOST_TEMPERATURE, MOST_TOKENS, Recipe, Steering
 from app.views import steer as views
 from app.views.words import plain, say, signed
-
-MOST: Final = 3.0  # gaps
 
 
 def render(desk: Desk) -> None:
@@ -36,7 +33,7 @@ def render(desk: Desk) -> None:
             prose(key="steer-title", kind="page", title=views.QUESTION)
         _texts(desk.state.steering, recipe)
         return
-    result = _twin(desk, recipe)
+    result = _twin(desk, recipe, views.apart(desk.state, recipe))
     view = None if result is None else views.report(result, card, desk.state, recipe)
     with title:
         if view is None:
@@ -68,36 +65,44 @@ def _controls(desk: Desk, recipe: Recipe) -> None:
         _keep("steer-strength", steering.strength)
         st.slider(
             "Strength, gaps",
-            -MOST,
-            MOST,
-            step=0.25,
+            -MOST_GAPS,
+            MOST_GAPS,
+            step=views.STEP,
             key="steer-strength",
             on_change=_set,
             args=("strength", "steer-strength"),
             help="One gap takes the negative texts' mean to the positive's. 0 changes nothing.",
         )
     with layer:
-        _keep("steer-layer", recipe.layer)
-        st.slider(
-            "Layer",
-            0,
-            desk.about.n_layers - 1,
-            key="steer-layer",
-            on_change=_set,
-            args=("layer", "steer-layer"),
-            help="The direction is read and added at the end of this layer.",
-        )
+        _layer(desk.about.n_layers, recipe)
     with verb:
+        words, possible = views.adding(desk.state, recipe)
         st.button(
-            "Add to plan",
+            words,
             key="steer-add",
             type="primary",
             width="stretch",
-            disabled=steering.strength == 0,
+            disabled=not possible,
             on_click=_add,
             args=(recipe,),
             help="Keeps this direction in the plan, so every page shows the steered model.",
         )
+
+
+def _layer(n_layers: int, recipe: Recipe) -> None:
+    if n_layers == 1:
+        prose(say("Layer 0, the only one"), key="steer-layer-only")
+        return
+    _keep("steer-layer", recipe.layer)
+    st.slider(
+        "Layer",
+        0,
+        n_layers - 1,
+        key="steer-layer",
+        on_change=_set,
+        args=("layer", "steer-layer"),
+        help="The direction is read and added at the end of this layer.",
+    )
 
 
 def _texts(steering: Steering, recipe: Recipe) -> None:
@@ -125,7 +130,7 @@ def _texts(steering: Steering, recipe: Recipe) -> None:
             st.number_input(
                 "New tokens",
                 1,
-                200,
+                MOST_TOKENS,
                 key="steer-tokens",
                 on_change=_set,
                 args=("new_tokens", "steer-tokens"),
@@ -135,7 +140,7 @@ def _texts(steering: Steering, recipe: Recipe) -> None:
             st.number_input(
                 "Temperature",
                 0.0,
-                2.0,
+                MOST_TEMPERATURE,
                 step=0.1,
                 key="steer-temperature",
                 on_change=_set,
@@ -145,12 +150,12 @@ def _texts(steering: Steering, recipe: Recipe) -> None:
         seed.button("Draw again", key="steer-seed", on_click=_reseed, width="stretch")
 
 
-def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
+def _twin(desk: Desk, recipe: Recipe, apart: views.Apart) -> TwinResult | None:
     state, steering = desk.state, desk.state.steering
     spec = Twin(
         model=state.model,
         prompt=_prompt(desk),
-        plan=state.active,
+        plan=apart.plan,
         recipe=recipe,
         strength=steering.strength,
         new_tokens=steering.new_tokens,
@@ -158,12 +163,15 @@ def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
         seed=steering.seed,
     )
     job = desk.submit(spec, view="twin")
+    job.ended.wait(QUIET)  # what cannot be written is refused at once, and should show at once
     result = job.result if isinstance(job.result, TwinResult) else None
     halted = stopped(job) or job.state is State.CANCELLED
     if job.failure is not None:
         prose(say(job.failure.message), key="twin-error", kind="error")
+        if job.failure.retry:
+            st.button("Retry", key="twin-retry", on_click=desk.resume, args=(job, "twin"))
         return None
-    columns = Column("Baseline"), Column(f"Steered {signed(steering.strength)} gaps")
+    columns = Column(apart.name), Column(f"Steered {signed(steering.strength)} gaps")
     if result is not None:
         columns = (
             replace(columns[0], note=f"perplexity {plain(result.base_perplexity)}"),
@@ -174,6 +182,7 @@ def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
         columns,
         key="twin",
         job=job.id,
+        lane=lane("twin"),
         total=steering.new_tokens,
         done=_written(job) if halted else None if result is None else _pieces(result),
         state="stopped; what was written stays" if halted else _told(result),
@@ -181,7 +190,7 @@ def _twin(desk: Desk, recipe: Recipe) -> TwinResult | None:
         on_stop=lambda: desk.stop(job, "twin"),
     )
     if halted:
-        st.button("Write again", key="twin-again", on_click=resume, args=(job,))
+        st.button("Write again", key="twin-again", on_click=desk.resume, args=(job, "twin"))
     return result
 
 
@@ -223,7 +232,7 @@ def _dose(desk: Desk, recipe: Recipe) -> DoseCurve | None:
         target=state.target,
         foil=state.foil,
         pos=state.pos,
-        plan=state.active,
+        plan=state.besides(recipe),
         recipe=recipe,
         strengths=views.STRENGTHS,
     )
@@ -269,7 +278,7 @@ def _prompt(desk: Desk) -> str:
 
 def _add(recipe: Recipe) -> None:
     state = current()
-    become(state.add(Edit("steer", recipe.site, strength=state.steering.strength, recipe=recipe)))
+    become(state.steer(recipe, state.steering.strength))
 
 
 def _keep(key: str, value: object) -> None:

@@ -1,8 +1,11 @@
 """Attention: every head small, one head large, and where its queries look."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from app.results import Array, ComponentScores, HeadPattern, Mosaic
+from app.specs import resolved
 from app.state import Edit, Investigation
 from app.views.code import script
 from app.views.figures import Bar, Bars, Check, Foot, Heat, Table, View
@@ -29,7 +32,7 @@ def strongest(scores: ComponentScores | None) -> tuple[tuple[int, int], ...]:
 def picked(mosaic: Mosaic, scores: ComponentScores | None, state: Investigation) -> tuple[int, int]:
     """The head on show: the one picked, else the one with the largest direct effect."""
     layers, heads = mosaic.tiles.shape[:2]
-    if state.head is not None and state.head[0] < layers and state.head[1] < heads:
+    if state.head is not None and 0 <= state.head[0] < layers and 0 <= state.head[1] < heads:
         return state.head
     marked = strongest(scores)
     return marked[0] if marked else (0, 0)
@@ -89,7 +92,7 @@ def head(
             "it and watch the metric. Outlined tiles are the heads with the largest direct effect.",
             table=_table(pattern),
             code=script(
-                state,
+                replace(state, pos=None),
                 f'site = "blocks.{pattern.layer}.attn.hook_pattern"',
                 "trace = wb.run(model, prompt, plan=plan, record=[site])",
                 f"pattern = trace[site][0, {pattern.head}]  # query key",
@@ -169,10 +172,7 @@ def _hides(pattern: HeadPattern, state: Investigation) -> bool:
 
 
 def _query(pattern: HeadPattern, state: Investigation) -> int:
-    last = len(pattern.tokens) - 1
-    if state.pos is None:
-        return last
-    return max(0, min(last, state.pos - pattern.first))
+    return resolved(state.pos, pattern.length) - pattern.first
 
 
 def _keys(pattern: HeadPattern, query: int) -> list[tuple[int, float, str]]:

@@ -1,12 +1,14 @@
 """The Lens: what could be said after every layer, at every position."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from app.results import LensReading
 from app.state import Edit, Investigation
-from app.views.code import script
+from app.views.code import ROWS, script
 from app.views.figures import Bar, Bars, Check, Foot, Heat, Table, View
-from app.views.overview import EXACT, after, settled
+from app.views.overview import EXACT, after, ranked, settled
 from app.views.words import Sentence, Words, percent, plain, say, shown, strong, times, tiny, token
 
 QUESTION = say("What could be said after each layer?")
@@ -34,7 +36,7 @@ def lens(reading: LensReading, state: Investigation) -> tuple[View, Heat]:
         upward=True,
         texts=texts,
         picked=picked(reading, state),
-        cell=(46, 110),
+        cell=(40, 110),
         cell_height=15,
     )
     return view, figure
@@ -69,9 +71,10 @@ def _foot(
             ),
         ),
         code=script(
-            state,
+            replace(state, pos=None),
             "from workbench.lenses import METHODS as LENSES",
-            'reading = LENSES["logit_lens"](model, prompt, plan=plan)',
+            ROWS,
+            'reading = LENSES["logit_lens"](model, prompt, sites=rows, plan=plan)',
             "print(reading.table())",
         ),
     )
@@ -82,7 +85,7 @@ def picked(reading: LensReading, state: Investigation) -> tuple[int, int]:
     columns = {pos: column for column, pos in enumerate(reading.positions)}
     last = len(reading.layers) - 1
     if state.cell is None or state.cell[1] not in columns:
-        first = settled(reading.target_rank)
+        first = settled(reading.target_alone)
         return (last if first is None else first), columns[reading.pos]
     return max(0, min(last, state.cell[0])), columns[state.cell[1]]
 
@@ -136,14 +139,14 @@ def layer_name(name: str) -> str:
 
 
 def _told(reading: LensReading) -> Sentence:
-    answer, first = reading.answer, settled(reading.target_rank)
+    answer, first = reading.answer, settled(reading.target_alone)
     where = say(f"At position {reading.pos} ", token(reading.tokens[reading.pos]), ", ")
     if first is None:
         best = int(np.argmin(reading.target_rank))
         return where + say(
             token(answer.target, "target"),
-            " never stays first; its best rank is ",
-            strong(str(int(reading.target_rank[best]))),
+            " never stays first; its best is ",
+            strong(ranked(int(reading.target_rank[best]), alone=bool(reading.target_alone[best]))),
             f", {after(reading.layers[best])}.",
         )
     decided = len(reading.layers) - 1 - first

@@ -6,7 +6,7 @@ import numpy as np
 
 from app.results import Answer, Array, ComponentScores, Path, Reading
 from app.state import Edit, Investigation
-from app.views.code import script
+from app.views.code import ROWS, script
 from app.views.figures import Bar, Bars, Check, Foot, Line, Lines, Table, Tone, View
 from app.views.words import Kind, Sentence, percent, plain, say, shown, signed, strong, tiny, token
 
@@ -78,6 +78,7 @@ def _said_bars(reading: Reading) -> Bars:
                 tone=_tone(c.text, reading.answer),
                 before=c.before if planned else None,
                 literal=True,
+                active=c.spelt,
             )
             for c in reading.top
         ),
@@ -90,7 +91,7 @@ def _said_bars(reading: Reading) -> Bars:
 
 def by_layer(path: Path, state: Investigation) -> tuple[View, Lines]:
     """Target and foil, layer by layer, read from the residual stream."""
-    first = settled(path.target_rank)
+    first = settled(path.target_alone)
     view = View(
         title=say("Since which layer?"),
         sentences=(_since(path, first),),
@@ -103,7 +104,9 @@ def _path_foot(path: Path, state: Investigation) -> Foot:
     target, foil = (path.target_rank, path.target_prob), (path.foil_rank, path.foil_prob)
     rows = zip(path.layers, *target, *foil, strict=True)
     return Foot(
-        checks=(Check("last layer − model", tiny(path.residual), "logits", path.residual < EXACT),),
+        checks=(
+            Check("KL of last row to model", tiny(path.residual), "bits", path.residual < EXACT),
+        ),
         method="Logit lens (nostalgebraist 2020): the residual stream after each layer goes "
         "through the model's own final norm and unembedding. It shows what can be read there, "
         "not what the model uses.",
@@ -115,9 +118,11 @@ def _path_foot(path: Path, state: Investigation) -> Foot:
         code=script(
             state,
             "from workbench.lenses import METHODS as LENSES",
-            f"watch = [{path.answer.target!r}, {path.answer.foil!r}]",
-            'reading = LENSES["logit_lens"](model, prompt, plan=plan, watch=watch)',
-            "print(1 + reading.ranks[:, -1])  # layer token",
+            f"watch = [{path.answer.target_key!r}, {path.answer.foil_key!r}]",
+            ROWS,
+            'reading = LENSES["logit_lens"](model, prompt, sites=rows, plan=plan,',
+            '    positions="last", watch=watch)',
+            "print(1 + reading.ranks[:, 0])  # layer token",
         ),
     )
 
@@ -170,12 +175,12 @@ def components(scores: ComponentScores, state: Investigation) -> tuple[View, Bar
 
 def _parts_foot(scores: ComponentScores, state: Investigation, order: tuple[int, ...]) -> Foot:
     residual, answer = abs(scores.total - scores.metric), scores.answer
-    unplanned = ["# the method takes no plan: these are the scores without it"]
     whole = f"logits, of {signed(scores.metric)}"
     return Foot(
         checks=(Check("sum of all parts − metric", tiny(residual), whole, residual < EXACT),),
         method=f"Direct logit attribution ({scores.source}): each part's own addition to the "
-        "residual stream, through the final norm as it was in this run, onto target − foil. "
+        "residual stream, through the final norm as it was in this run, onto target − foil. What "
+        "the plan itself writes into the stream or takes from it is a part of its own. "
         "Exact for the direct path; what a part does through later parts is not counted.",
         table=Table(
             "Direct contribution to target − foil, in logits",
@@ -185,10 +190,9 @@ def _parts_foot(scores: ComponentScores, state: Investigation, order: tuple[int,
         code=script(
             state,
             "from workbench.attribution import METHODS as ATTRIBUTION",
-            *(unplanned if state.active else ()),
-            f"contrast = wb.Contrast(clean=prompt, corrupt=prompt, target={answer.target!r}, "
-            f"foil={answer.foil!r})",
-            'scores = ATTRIBUTION["direct_logit_attribution"](model, contrast)',
+            f"target, foil = {answer.target_key!r}, {answer.foil_key!r}",
+            "contrast = wb.Contrast(clean=[prompt], corrupt=[prompt], target=target, foil=foil)",
+            'scores = ATTRIBUTION["direct_logit_attribution"](model, contrast, plan=plan)',
             "print(scores.table())",
         ),
     )
@@ -224,11 +228,16 @@ def ablation(scores: ComponentScores, index: int) -> Edit | None:
     return Edit("zero", f"blocks.{layer}.hook_mlp_out")
 
 
-def settled(ranks: Array) -> int | None:
-    """The first row from which on the rank is always 1."""
-    behind = np.flatnonzero(ranks != 1)
+def settled(alone: Array) -> int | None:
+    """The first row from which on the target is always the likeliest, and no other as likely."""
+    behind = np.flatnonzero(~alone)
     first = int(behind[-1]) + 1 if len(behind) else 0
-    return first if first < len(ranks) else None
+    return first if first < len(alone) else None
+
+
+def ranked(rank: int, *, alone: bool) -> str:
+    """A rank in words; equals share theirs, so that the first may be one of many."""
+    return f"rank {rank:,}" if alone or rank > 1 else "a tie for rank 1"
 
 
 def _since(path: Path, first: int | None) -> Sentence:
@@ -237,8 +246,8 @@ def _since(path: Path, first: int | None) -> Sentence:
         best = int(np.argmin(path.target_rank))
         return say(
             token(answer.target, "target"),
-            " never settles first; its best rank is ",
-            strong(f"{int(path.target_rank[best]):,}"),
+            " never settles first; its best is ",
+            strong(ranked(int(path.target_rank[best]), alone=bool(path.target_alone[best]))),
             f", {after(path.layers[best])}.",
         )
     middle = len(path.layers) // 2
@@ -252,8 +261,8 @@ def _since(path: Path, first: int | None) -> Sentence:
     last = first == len(path.layers) - 1
     return say(
         token(answer.target, "target"),
-        " ranks ",
-        strong(f"{int(path.target_rank[middle]):,}"),
+        " has ",
+        strong(ranked(int(path.target_rank[middle]), alone=bool(path.target_alone[middle]))),
         f" {after(path.layers[middle])} and comes first ",
         *("only " if last else "", strong(after(path.layers[first])), "" if last else ", to stay"),
         ".",

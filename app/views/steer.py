@@ -1,9 +1,13 @@
 """Steer: how far a direction holds its texts apart, what it does to the metric and the text."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
 import numpy as np
 
-from app.results import DirectionCard, DoseCurve, TwinResult
-from app.state import Investigation, Recipe, Steering
+from app.results import Answer, DirectionCard, DoseCurve, TwinResult
+from app.state import MOST_GAPS, Edit, Investigation, Recipe, Steering
 from app.views.code import direction, script
 from app.views.figures import Array, Check, Foot, Line, Lines, Table, View
 from app.views.words import (
@@ -21,26 +25,70 @@ from app.views.words import (
 )
 
 QUESTION = say("What does steering change, and at what price?")
-STRENGTHS = tuple(round(0.25 * step, 2) for step in range(-12, 13))  # gaps
+STEP = 0.25  # gaps
+_STEPS = round(MOST_GAPS / STEP)
+STRENGTHS = tuple(step * STEP for step in range(-_STEPS, _STEPS + 1))
+WORTH: Mapping[str, Callable[[float], bool]] = MappingProxyType(  # unknown, NaN, is not worth it
+    {
+        "p of chance": lambda value: value <= 0.05,
+        "held-out d'": lambda value: value >= 1,
+        "split-half cosine": lambda value: value >= 0.3,
+    }
+)
+LEAST = 0.1  # logits that an axis spans at the least
 FLUENT = 3.0  # how many times the baseline's perplexity a text may have before we warn
+
+
+@dataclass(frozen=True)
+class Apart:
+    """What the direction is compared with: the model with the rest of the plan, if there is any."""
+
+    plan: tuple[Edit, ...]
+    name: str  # of the text written without the direction
+
+    @property
+    def under(self) -> str:
+        """The model without the direction, in words."""
+        return f"the model without the direction{f' ({self._rest})' if self.plan else ''}"
+
+    @property
+    def _rest(self) -> str:
+        return f"with {times(len(self.plan), 'other intervention')}"
+
+
+def apart(state: Investigation, recipe: Recipe) -> Apart:
+    """The plan without this direction, so that a strength is all there is of it, never added."""
+    rest = state.besides(recipe)
+    if rest:
+        return Apart(rest, f"Without it, with the plan ({times(len(rest), 'intervention')})")
+    return Apart(rest, "Baseline")
+
+
+def adding(state: Investigation, recipe: Recipe) -> tuple[str, bool]:
+    """The words of the button that keeps the direction, and whether it would do anything."""
+    strength = state.steering.strength
+    held = [edit.strength for edit in state.plan if edit.recipe == recipe and not edit.positions]
+    if strength in held:
+        return "In the plan", False
+    return ("Change in plan" if held else "Add to plan"), strength != 0
 
 
 def report(result: TwinResult, card: DirectionCard, state: Investigation, recipe: Recipe) -> View:
     """What steering did to the text, and at what price in fluency."""
-    steering = state.steering
+    steering, other = state.steering, apart(state, recipe)
     return View(
         title=QUESTION,
-        sentences=(_fluency(result), direction_sentence(card)),
+        sentences=(_fluency(result, other), direction_sentence(card)),
         foot=Foot(
-            checks=(*_checks(result), *_separation(card)),
+            checks=(*_checks(result, steering.strength), *_separation(card)),
             method=f"Mean difference at {recipe.site}: the mean of the residual stream at the last "
             "token of the positive texts minus that of the negative ones, added at every position; "
             "one gap is the distance of the two means. Both texts are written in one batch with "
-            "the same noise. Perplexity is that of the written text under the model without the "
-            "direction; KL is how far the steered distribution lies from the plain one.",
+            f"the same noise. Perplexity is that of the written text under {other.under}; KL is "
+            "how far the steered distribution lies from that model's.",
             table=Table(
                 "Steered tokens",
-                ("step", "token", "KL from the plain model, bits"),
+                ("step", "token", f"KL from {other.under}, bits"),
                 tuple(
                     (step, shown(text), float(kl))
                     for step, (text, kl) in enumerate(
@@ -49,7 +97,7 @@ def report(result: TwinResult, card: DirectionCard, state: Investigation, recipe
                 ),
             ),
             code=script(
-                state,
+                replace(state, plan=other.plan, bypass=False),
                 f"direction = {direction(recipe)}",
                 f'steer = direction.at({steering.strength!r}, unit="gap", rows=[1])',
                 f"both = wb.generate(model, [{result.prompt!r}] * 2, plan=[*plan, steer],",
@@ -63,7 +111,7 @@ def report(result: TwinResult, card: DirectionCard, state: Investigation, recipe
 
 def dosed(dose: DoseCurve, state: Investigation, recipe: Recipe) -> View:
     """What the direction does to the metric of the prompt above."""
-    strength = state.steering.strength
+    strength, other = state.steering.strength, apart(state, recipe)
     after = at_dose(dose, strength)
     return View(
         title=say("On the prompt above"),
@@ -75,14 +123,14 @@ def dosed(dose: DoseCurve, state: Investigation, recipe: Recipe) -> View:
                 token(dose.answer.foil, "foil"),
                 f" goes from {signed(dose.base)} to ",
                 strong(signed(after, "logits")),
-                f", a change of {signed(after - dose.base)}.",
+                f", a change of {signed(after - dose.base)} from {other.under}.",
             ),
         ),
         foot=Foot(
             checks=(Check("strength 0 − baseline", tiny(dose.zero), "logits", dose.zero == 0),),
             method="One forward with a row for each strength, the direction added at every "
-            "position; KL is that of the next-token distribution from the one without the "
-            "direction. Between the strengths computed, the curve is straight.",
+            f"position; KL is that of the next-token distribution from {other.under}'s. Between "
+            "the strengths computed, the curve is straight.",
             table=Table(
                 "Target − foil by strength",
                 ("strength, gaps", "target − foil, logits", "KL, bits"),
@@ -92,13 +140,12 @@ def dosed(dose: DoseCurve, state: Investigation, recipe: Recipe) -> View:
                 ),
             ),
             code=script(
-                state,
+                replace(state, plan=other.plan, bypass=False),
                 f"direction = {direction(recipe)}",
                 f"strengths = {list(STRENGTHS)}",
                 'steers = [direction.at(s, unit="gap", rows=[i]) for i, s in enumerate(strengths)]',
                 "trace = wb.run(model, [prompt] * len(strengths), plan=[*plan, *steers])",
-                f"pair = {dose.answer.target!r}, {dose.answer.foil!r}",
-                "target, foil = (model.tokenizer.single(text) for text in pair)",
+                *_ids(dose.answer),
                 "print(trace.answer_logits[:, target] - trace.answer_logits[:, foil])",
             ),
         ),
@@ -109,7 +156,9 @@ def dose_figure(dose: DoseCurve, steering: Steering) -> tuple[Lines, Lines]:
     """The metric by strength, and how far the next-token distribution moves."""
     steps = tuple(signed(float(s)).removesuffix("0") for s in dose.strengths)
     nearest = int(np.argmin(np.abs(dose.strengths - steering.strength)))
-    ticks = round_ticks(float(dose.metric.min()), float(dose.metric.max()))
+    low, high = float(dose.metric.min()), float(dose.metric.max())
+    flat = 0.0 if high - low > LEAST else LEAST / 2  # else the axis would show rounding errors
+    ticks = round_ticks(low - flat, high + flat)
     metric = Lines(
         lines=(Line("target − foil", dose.metric, "accent"),),
         steps=steps,
@@ -121,9 +170,9 @@ def dose_figure(dose: DoseCurve, steering: Steering) -> tuple[Lines, Lines]:
         picked=nearest,
         ticks=tuple((v, f"{v:+g}".replace("-", "−") if v else "0") for v in ticks),
     )
-    bits = round_ticks(0.0, float(dose.divergence.max()))
+    bits = round_ticks(0.0, max(float(dose.divergence.max()), LEAST / 10))
     moved = Lines(
-        lines=(Line("KL from the unsteered model", dose.divergence, ""),),
+        lines=(Line("KL from the model without the direction", dose.divergence, ""),),
         steps=steps,
         step_title="strength, gaps",
         value_title="bits",
@@ -134,6 +183,15 @@ def dose_figure(dose: DoseCurve, steering: Steering) -> tuple[Lines, Lines]:
         ticks=tuple((v, f"{v:g}") for v in bits),
     )
     return metric, moved
+
+
+def _ids(answer: Answer) -> tuple[str, ...]:
+    """The lines of Python that give the ids of target and foil."""
+    pairs = (("target", answer.target_key), ("foil", answer.foil_key))
+    return tuple(
+        f"{name} = {key}" if isinstance(key, int) else f"{name} = model.tokenizer.single({key!r})"
+        for name, key in pairs
+    )
 
 
 def weights(divergence: Array) -> list[float]:
@@ -152,7 +210,7 @@ def at_dose(dose: DoseCurve, strength: float) -> float:
     return float(np.interp(strength, dose.strengths, dose.metric))
 
 
-def _fluency(result: TwinResult) -> Sentence:
+def _fluency(result: TwinResult, other: Apart) -> Sentence:
     if result.identical:
         return say("The two texts are identical, token for token.")
     step = parting(result.base, result.steered)
@@ -165,26 +223,30 @@ def _fluency(result: TwinResult) -> Sentence:
     elif ratio > FLUENT:
         note = " The dose is high: the text is far less likely to the model itself; try less."
     return say(
-        f"The texts {where}; perplexity without the direction is {plain(result.base_perplexity)} "
-        "for the baseline and ",
+        f"The texts {where}; their perplexity under {other.under} is "
+        f"{plain(result.base_perplexity)} and, steered, ",
         strong(plain(result.steered_perplexity)),
-        f" for the steered text ({plain(ratio)} ×).{note}",
+        f" ({plain(ratio)} ×).{note}",
     )
 
 
-def _checks(result: TwinResult) -> tuple[Check, ...]:
-    found = [
-        Check("direction acted", times(result.receipt.tokens, "token"), "every one of the text")
-    ]
+def _acted(result: TwinResult, strength: float) -> Check:
+    if not strength:
+        return Check("direction", "not added", "nothing to add at strength 0")
+    tokens = result.receipt.tokens
+    return Check("direction acted", times(tokens, "token"), "every one of the text", tokens > 0)
+
+
+def _checks(result: TwinResult, strength: float) -> tuple[Check, ...]:
+    found = [_acted(result, strength)]
     if len(result.divergence):
         found.append(Check("mean KL", plain(float(result.divergence.mean()), "bits"), "per token"))
     return tuple(found)
 
 
 def _separation(card: DirectionCard) -> tuple[Check, ...]:
-    bad = {"p of chance": lambda v: v > 0.05, "held-out d'": lambda v: not v >= 1}  # NaN: unknown
     return tuple(
-        Check(q.name, plain(q.value, q.unit), "", not bad.get(q.name, lambda _: False)(q.value))
+        Check(q.name, plain(q.value, q.unit), "", q.name not in WORTH or WORTH[q.name](q.value))
         for q in card.quality
     )
 

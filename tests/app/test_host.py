@@ -2,12 +2,19 @@
 
 import threading
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from app.host import Cancelled, Host, Job, Results, State, size_of
 from app.specs import About, Spec
+
+
+@dataclass(frozen=True)
+class Long(Spec):
+    lets: ClassVar[int] = 2
+
 
 SOON = 5.0  # seconds; waits end at once when the host works
 
@@ -201,6 +208,38 @@ def test_a_worker_that_cannot_start_fails_its_jobs_instead_of_spinning():
     host.close()
     assert job.state is State.FAILED
     assert len(starts) < 10
+
+
+def test_short_questions_go_before_long_ones_but_not_forever(server, worker):
+    ask(server, "running")
+    assert worker.busy.wait(SOON)
+    long = server.submit(Long("long"))
+    short = [ask(server, name) for name in "abc"]
+    assert (server.ahead(short[0]), server.ahead(long)) == (1, 3)
+    worker.gate.release(5)
+    assert all(job.ended.wait(SOON) for job in (long, *short))
+    assert worker.seen == ["running", "a", "b", "long", "c"]
+
+
+def test_lanes_that_are_cleared_cancel_what_only_they_waited_for(server, worker):
+    shared, own = ask(server, "a", "s1/one"), ask(server, "b", "s1/two")
+    ask(server, "a", "s2/one")
+    server.clear(["s1/one", "s1/two", "s1/never"])
+    assert own.ended.wait(SOON)
+    assert own.state is State.CANCELLED
+    assert not shared.cancelling
+
+
+def test_a_failed_question_is_asked_again_by_its_lane_only_when_it_left(server, worker):
+    worker.gate.release(100)
+    job = ask(server, "wrong", "s1/view")
+    assert job.ended.wait(SOON)
+    assert [ask(server, "wrong", "s1/view") for _ in range(3)] == [job] * 3
+    assert worker.seen == ["wrong"]
+    assert ask(server, "wrong", "s2/view") is not job
+    server.leave(job, "s1/view")
+    again = ask(server, "wrong", "s1/view")
+    assert again is not job
 
 
 def test_whoever_sees_the_end_sees_the_result(server, worker):

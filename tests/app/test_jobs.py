@@ -15,6 +15,7 @@ from app.jobs.lens import window_of
 from app.jobs.steer import repeated
 from app.specs import Spec
 from app.state import Edit, Recipe
+from app.views.steer import WORTH
 from workbench.attribution.known_truth import induction
 
 PROMPT = induction.CLEAN
@@ -71,7 +72,9 @@ def test_target_and_foil_default_to_the_models_own_choice(ask):
 
 
 def test_the_parts_add_up_to_the_metric_with_and_without_a_plan(ask):
-    for plan in ((), (CUT,), (Edit("scale", "blocks.0.attn.hook_z", factor=0.5),)):
+    steer = Edit("steer", RECIPE.site, strength=0.5, recipe=RECIPE)
+    half = Edit("scale", "blocks.0.attn.hook_z", factor=0.5)
+    for plan in ((), (CUT,), (half,), (steer,), (Edit("zero", "blocks.0.hook_resid_post"), steer)):
         scores = ask(specs.Components(**ASKED, plan=plan))
         reading = ask(specs.Read(**ASKED, plan=plan))
         metric = reading.before if reading.after is None else reading.after
@@ -93,7 +96,10 @@ def test_the_lens_ends_at_the_model(ask):
     assert lens.texts[-1][-1][0] == "g"
     path = ask(specs.Trajectory(**ASKED, plan=()))
     assert path.residual < 1e-5
-    assert path.target_rank.tolist() == [16, 16, 1]  # a tie of all sixteen letters ranks last
+    assert path.target_rank.tolist() == [1, 1, 1]  # at first all sixteen letters are as likely
+    assert path.target_alone.tolist() == [False, False, True]
+    assert lens.target_alone.tolist() == [False, False, True]
+    assert path.foil_rank[-1] == ask(specs.Read(**ASKED, plan=())).foil_rank
     assert path.target_prob[-1] == pytest.approx(lens.probs[-1, -1, 0], abs=1e-6)
 
 
@@ -137,6 +143,19 @@ def test_both_texts_are_written_with_the_same_noise(ask):
         published[row] += text
     assert published == ["".join(result.base), "".join(result.steered)]
     assert job.done == 6
+
+
+def test_the_built_in_steering_example_works_and_generalises(ask):
+    example = ask(specs.About("induction")).steering
+    recipe = Recipe(example.positive, example.negative, 0)
+    worth = {q.name: q.value for q in ask(specs.Direct("induction", recipe)).quality}
+    assert all(WORTH[name](worth[name]) for name in WORTH)
+    dose = ask(specs.Dose(**ASKED, plan=(), recipe=recipe, strengths=(-0.75, 0.0, 1.0)))
+    assert dose.metric == pytest.approx([-10.0, 10.0, 10.0], abs=1e-3)
+    assert ask(specs.Twin("induction", example.prompt, (), recipe, 0.0, 3, 0.0, 0)).base[0] == "g"
+    assert (
+        ask(specs.Twin("induction", example.prompt, (), recipe, -0.75, 3, 0.0, 0)).steered[0] == "a"
+    )
 
 
 def test_a_direction_has_its_quality_beside_it(ask):

@@ -1,5 +1,6 @@
 """Every page as a script, on the built-in model: something computed, no exception, no click."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from streamlit.testing.v1 import AppTest
 import app
 from app.desk import STATE
 from app.process import pages
-from app.state import Edit, Investigation, to_query
+from app.state import Edit, Investigation, digest, to_query
+from workbench.attribution.known_truth import induction
 
 SCRIPT = Path(app.__file__).parent / "script" / "ui.py"
 STATE_OF_LETTERS = Investigation(model="induction", prompt="fbhadgecfbhad", target="g", foil="a")
@@ -81,7 +83,6 @@ def test_the_address_says_what_is_shown():
         ({"prompt": "hello world"}, "reads the letters"),
         ({"target": "gg"}, "must be one token"),
         ({"target": "g", "foil": "g"}, "another token than the target"),
-        ({"model": "no-such-model"}, "No model named"),
         ({"plan": (Edit("zero", "blocks.9.attn.hook_z"),)}, "blocks.9.attn.hook_z"),
         ({"plan": (Edit("zero", "nonsense"),)}, "nonsense"),
     ],
@@ -104,6 +105,28 @@ def test_a_broken_link_is_a_message():
     test.run()
     assert not test.exception
     assert "could not be read" in shown(test)
+
+
+def test_a_link_beyond_the_pages_own_controls_is_a_message():
+    test = AppTest.from_file(str(SCRIPT), default_timeout=30)
+    for key, value in {**to_query(STATE_OF_LETTERS), "steer": '{"strength":10}'}.items():
+        test.query_params[key] = value
+    test.session_state["going"] = "steer"
+    test.run()
+    assert not test.exception
+    assert "strength must be from -3 to 3" in shown(test)
+
+
+def test_a_model_of_one_layer_has_no_layer_to_choose():
+    def script():
+        from app.pages.steer import _layer
+        from app.state import Recipe
+
+        _layer(1, Recipe(("a",), ("b",), 0))
+
+    test = AppTest.from_function(script).run()
+    assert not test.exception
+    assert not test.slider
 
 
 def test_a_new_prompt_is_read_and_the_old_answer_forgotten():
@@ -130,6 +153,27 @@ def test_a_head_can_be_ablated_and_the_metric_says_what_it_did():
     assert "with 1 intervention" in shown(test)
 
 
+def test_a_text_that_cannot_be_continued_is_a_message_and_asked_once(opened):
+    steering = replace(STATE_OF_LETTERS.steering, prompt="xyz")
+    test = screen("steer", replace(STATE_OF_LETTERS, steering=steering))
+    assert not test.exception
+    assert "reads the letters" in shown(test)
+    lanes = {key: job.id for key, job in opened._lanes.items() if key.endswith("/twin")}
+    test.run()
+    assert "reads the letters" in shown(test)
+    assert {key: job.id for key, job in opened._lanes.items() if key.endswith("/twin")} == lanes
+
+
+def test_leaving_a_page_cancels_what_only_it_wanted(opened, monkeypatch):
+    left: list[str] = []
+    monkeypatch.setattr(opened, "clear", left.extend)
+    test = screen("steer")
+    assert left == []
+    test.session_state["going"] = "lens"
+    test.run()
+    assert {lane.rsplit("/")[-1] for lane in left} == {"direction", "twin", "dose"}
+
+
 def test_steering_joins_the_plan():
     test = screen(
         "steer",
@@ -139,6 +183,27 @@ def test_steering_joins_the_plan():
     assert not test.exception
     (edit,) = test.session_state[STATE].plan
     assert (edit.op, edit.strength) == ("steer", 0.5)
+    assert (test.button(key="steer-add").label, test.button(key="steer-add").disabled) == (
+        "In the plan",
+        True,
+    )
+    test.slider(key="steer-strength").set_value(1.0).run()
+    assert test.button(key="steer-add").label == "Change in plan"
+    test.button(key="steer-add").click().run()
+    assert [edit.strength for edit in test.session_state[STATE].plan] == [1.0]
+
+
+def test_a_direction_in_the_plan_leaves_the_steer_pages_own_comparison_alone():
+    def columns(test: AppTest) -> str:
+        (twin,) = (e.proto for e in test.get("bidi_component") if e.proto.id.endswith("-twin"))
+        return str(json.loads(twin.json)["columns"])
+
+    steering = replace(STATE_OF_LETTERS.steering, strength=0.5, new_tokens=3)
+    test = screen("steer", replace(STATE_OF_LETTERS, steering=steering))
+    before = columns(test.run())
+    assert "Baseline" in before
+    test.button(key="steer-add").click().run()
+    assert columns(test.run()) == before
 
 
 def test_the_default_model_is_replaced_by_the_built_in_one_where_it_is_missing():
@@ -156,6 +221,42 @@ def test_the_command_line_says_which_model_comes_first(monkeypatch):
     assert not test.exception
     assert (test.session_state[STATE].model, test.session_state[STATE].target) == ("induction", "g")
     assert "is not on this machine" not in shown(test)
+
+
+def test_a_link_to_another_model_is_a_message_and_loads_nothing(monkeypatch):
+    monkeypatch.setattr("workbench.load", lambda name: pytest.fail(f"loads {name}"))
+    test = AppTest.from_file(str(SCRIPT), default_timeout=30)
+    test.query_params["m"] = "docs"
+    test.run()
+    assert not test.exception
+    assert "only name a model that is on this machine" in shown(test)
+
+
+def test_a_mistyped_model_takes_nothing_away():
+    cut = Edit("zero", "blocks.1.attn.hook_z", heads=(0,))
+    state = replace(STATE_OF_LETTERS, plan=(cut,), pos=9)
+    test = screen(state=state)
+    test.text_input(key="model").set_value("no-such-model").run()
+    assert not test.exception
+    assert "No model named" in shown(test)
+    assert "all-minilm" not in shown(test)
+    assert "What follows is still induction" in shown(test)
+    assert test.session_state[STATE] == state
+    test.text_input(key="prompt").set_value("abcdab").run()
+    assert "No model named" not in shown(test)
+
+
+def test_another_model_starts_without_what_belonged_to_the_last(monkeypatch, tmp_path):
+    monkeypatch.setattr("workbench.load", lambda _: induction.build().model)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    cut = Edit("zero", "blocks.1.attn.hook_z", heads=(0,))
+    test = screen(state=replace(STATE_OF_LETTERS, plan=(cut,), pos=9))
+    test.text_input(key="model").set_value("/a/folder").run()
+    assert not test.exception
+    state = test.session_state[STATE]
+    assert (state.model, state.plan, state.pos) == ("/a/folder", (), None)
+    assert [file.parent.name for file in tmp_path.rglob("*.json")] == ["investigations"]
+    assert dict(test.query_params) == {"s": digest(state)}
 
 
 def test_another_model_brings_a_prompt_it_can_read():

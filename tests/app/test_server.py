@@ -14,10 +14,11 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import app
-from app.host import Job, State
+from app.host import Host, Job, State
 from app.options import options
-from app.server import events, middleware, routes
+from app.server import middleware, routes
 from app.specs import About
+from app.stream import events, watched
 
 FOLDER = Path(app.__file__).parent
 
@@ -54,9 +55,13 @@ def test_an_unknown_job_is_not_found(client):
     assert client.get("/api/jobs/0123").status_code == 404
 
 
+async def here() -> bool:
+    return False
+
+
 def read(job: Job) -> list[str]:
     async def all_of() -> list[str]:
-        return [event async for event in events(job)]
+        return [event async for event in events(job, here)]
 
     return asyncio.run(all_of())
 
@@ -77,7 +82,7 @@ def test_a_stream_misses_nothing_that_was_published_before_the_end():
         seen: list[str] = []
 
         async def watch() -> None:
-            seen.extend([event async for event in events(job)])
+            seen.extend([event async for event in events(job, here)])
 
         task = asyncio.create_task(watch())
         for number in range(5):
@@ -90,6 +95,61 @@ def test_a_stream_misses_nothing_that_was_published_before_the_end():
     *data, last = asyncio.run(both())
     assert [n for d in data for n in json.loads(d.removeprefix("data: "))] == [0, 1, 2, 3, 4]
     assert "cancelled" in last
+
+
+def leave_after(host: Host, job: Job, lanes: list[str], *, back: bool = False) -> set[str]:
+    """Watches for each lane, goes away, and comes back in time or not; who waits."""
+    tabs = {"open": True}
+
+    async def gone() -> bool:
+        return not tabs["open"]
+
+    async def watch(lane: str, until=gone) -> None:
+        async for _ in watched(host, job, lane, gone=until, grace=0.0):
+            tabs["open"] = False
+
+    async def both() -> set[str]:
+        again = asyncio.create_task(watch(lanes[0], here)) if back else None
+        await asyncio.sleep(0)
+        for lane in lanes:
+            tabs["open"] = True
+            await watch(lane)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        still = set(job.lanes)
+        if again is not None:
+            again.cancel()
+        return still
+
+    return asyncio.run(both())
+
+
+@pytest.fixture
+def waiting():
+    """A host that never runs anything, and a job two lanes wait for, which has begun to write."""
+    host = Host(lambda: lambda spec, job: None)
+    job = host.submit(About("a"), "one/twin")
+    host.submit(About("a"), "two/twin")
+    job.publish("a word")
+    return host, job
+
+
+def test_a_closed_tab_leaves_its_job_which_ends_when_nobody_else_waits(waiting):
+    host, job = waiting
+    assert leave_after(host, job, ["one/twin"]) == {"two/twin"}
+    assert not job.cancelling
+    leave_after(host, job, ["two/twin"])
+    assert job.state is State.CANCELLED
+
+
+def test_a_watcher_that_comes_back_in_time_keeps_its_job(waiting):
+    host, job = waiting
+    assert leave_after(host, job, ["one/twin"], back=True) == {"one/twin", "two/twin"}
+
+
+def test_nobody_leaves_for_another(waiting):
+    host, job = waiting
+    assert leave_after(host, job, ["nobody/twin", ""]) == {"one/twin", "two/twin"}
 
 
 def test_the_app_listens_on_loopback_unless_told_otherwise():

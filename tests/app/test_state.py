@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from urllib.parse import parse_qsl, urlencode
 
 import pytest
@@ -53,7 +54,12 @@ investigations = st.builds(
     head=st.none() | st.tuples(index, index),
     show_sink=st.booleans(),
     steering=st.builds(
-        Steering, positive=texts, negative=texts, layer=st.none() | index, strength=strength
+        Steering,
+        positive=texts,
+        negative=texts,
+        layer=st.none() | index,
+        strength=st.floats(-3, 3),
+        new_tokens=st.integers(1, 200),
     ),
 )
 
@@ -90,16 +96,25 @@ def test_whatever_a_link_holds_is_an_investigation_or_a_message(data):
     assert decode(Investigation, encode(found)) == found
 
 
-def test_the_default_needs_no_link():
-    assert to_query(Investigation()) == {}
+def test_the_shortest_link_names_the_model():
+    assert to_query(Investigation()) == {"m": "smollm2-135m-instruct"}
+    assert from_query({"m": "smollm2-135m-instruct"}, {}.get) == Investigation()
     assert from_query({}, {}.get) is None
 
 
 def test_a_model_on_this_machine_is_never_named_in_a_link():
     state = Investigation(model="/home/me/secret-model")
     assert to_query(state) == {"s": digest(state)}
-    with pytest.raises(StateError, match="only name a model that the workbench knows"):
-        from_query({"m": "../../etc/passwd"}, {}.get)
+    for name in ("../../etc/passwd", "docs", "all-minilm-l6-v2", "cities", "owner/name"):
+        with pytest.raises(StateError, match="only name a model that is on this machine"):
+            from_query({"m": name}, {}.get)
+
+
+def test_a_model_that_is_here_by_name_can_be_in_a_link():
+    state = Investigation(model="pulled")
+    query = to_query(state, lambda name: name == "pulled")
+    assert query == {"m": "pulled"}
+    assert from_query(query, {}.get, lambda name: name == "pulled") == state
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "x" * 64, "", "A" * 64])
@@ -135,6 +150,12 @@ def test_a_link_names_no_file(name):
             "The recipe steers blocks.3.hook_resid_post, not blocks.4",
         ),
         ('{"steering": {"strength": 1e999}}', "must be a float"),
+        ('{"steering": {"strength": 10}}', "strength must be from -3 to 3, got 10"),
+        ('{"steering": {"new_tokens": 500}}', "new_tokens must be from 1 to 200"),
+        ('{"steering": {"new_tokens": 0}}', "new_tokens must be from 1 to 200"),
+        ('{"steering": {"temperature": -1}}', "temperature must be from 0 to 2"),
+        ('{"steering": {"seed": -1}}', "seed must be from 0"),
+        ('{"steering": {"layer": -1}}', "layer must be from 0"),
     ],
 )
 def test_a_malformed_investigation_says_where(text, message):
@@ -156,6 +177,15 @@ def test_plan_edits():
     assert state.plan == (one, two)
     assert state.move(1, 0).plan == (two, one)
     assert state.remove(0).plan == (two,)
+
+
+def test_a_direction_is_in_the_plan_once():
+    cut = Edit("zero", "blocks.0.hook_mlp_out")
+    here = Edit("steer", JOY.site, positions=(2,), strength=1.0, recipe=JOY)
+    state = Investigation(plan=(here,)).steer(JOY, 0.5).add(cut).steer(JOY, -1.0)
+    assert [edit.strength for edit in state.plan] == [1.0, -1.0, 1.0]
+    assert state.besides(JOY) == (here, cut)
+    assert replace(state, bypass=True).besides(JOY) == ()
 
 
 @pytest.mark.parametrize(

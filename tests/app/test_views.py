@@ -10,6 +10,7 @@ from app.results import (
     Candidate,
     ComponentScores,
     DirectionCard,
+    DoseCurve,
     HeadPattern,
     Mosaic,
     Path,
@@ -23,8 +24,18 @@ from app.views import attention, frame, overview, steer
 from app.views.figures import View
 from app.views.words import Sentence
 
-ANSWER = Answer(" Mary", " John", target_automatic=False, foil_automatic=False)
-MARY, JOHN = Candidate(" Mary", 0.7, 0.9, 3.0), Candidate(" John", 0.2, 0.1, 1.0)
+ANSWER = Answer(
+    " Mary",
+    " John",
+    target_automatic=False,
+    foil_automatic=False,
+    target_key=" Mary",
+    foil_key=" John",
+)
+MARY, JOHN = (
+    Candidate(" Mary", 0.7, 0.9, 3.0, spelt=True),
+    Candidate(" John", 0.2, 0.1, 1.0, spelt=True),
+)
 READING = Reading(
     tokens=("When", " Mary", "<script>"),
     pos=2,
@@ -93,7 +104,9 @@ def text(*sentences: Sentence) -> str:
 
 def path(ranks: list[int]) -> Path:
     values = np.array(ranks)
-    return Path(("embed", "0", "1"), ANSWER, 1 / values, 1 / values, values, values, 50, 0.0)
+    return Path(
+        ("embed", "0", "1"), ANSWER, 1 / values, 1 / values, values, values, values == 1, 50, 0.0
+    )
 
 
 VIEWS: dict[str, View] = {
@@ -146,13 +159,25 @@ def test_next_tokens_are_told_and_marked():
 @pytest.mark.parametrize(
     ("ranks", "told"),
     [
-        ([30, 9, 1], "·Mary ranks 9 after layer 0 and comes first only after layer 1."),
+        ([30, 9, 1], "·Mary has rank 9 after layer 0 and comes first only after layer 1."),
         ([30, 1, 1], "·Mary comes first after layer 0, to stay."),
-        ([30, 2, 5], "·Mary never settles first; its best rank is 2, after layer 0."),
+        ([30, 2, 5], "·Mary never settles first; its best is rank 2, after layer 0."),
     ],
 )
 def test_the_layer_that_decides_is_told(ranks, told):
     assert text(*overview.by_layer(path(ranks), STATE)[0].sentences) == told
+
+
+def test_a_tie_for_the_first_place_is_not_first():
+    tied = replace(path([1, 1, 1]), target_alone=np.array([False, False, True]))
+    told = text(*overview.by_layer(tied, STATE)[0].sentences)
+    assert told == "·Mary has a tie for rank 1 after layer 0 and comes first only after layer 1."
+
+
+def test_a_part_of_a_character_cannot_be_made_the_target():
+    piece = replace(MARY, text="\\xf0", spelt=False)
+    _, figure = overview.next_tokens(replace(READING, top=(MARY, piece)), STATE)
+    assert [row.active for row in figure.rows] == [True, False]
 
 
 def test_parts_are_ordered_by_size_and_can_be_taken_out():
@@ -181,6 +206,20 @@ def test_the_future_is_blank_and_so_is_the_sink_until_it_is_asked_for():
     assert "From c it looks most at a with 60 %" in text(*view.sentences)
 
 
+@pytest.mark.parametrize("pos", [None, -1, 99])
+def test_a_position_that_is_not_there_is_the_last_everywhere(pos):
+    view, figure = attention.head(PATTERN, MOSAIC, SCORES, replace(STATE, pos=pos))
+    assert text(*view.sentences).startswith("From c, the first token aside, it looks most at b")
+    assert figure.picked == (2, 1)
+    title, _, _ = attention.card(PATTERN, SCORES, replace(STATE, pos=pos))
+    assert text(title) == "From position 2 c"
+
+
+@pytest.mark.parametrize("head", [(-1, -5), (9, 0), (0, -1)])
+def test_a_head_that_is_not_there_is_the_strongest(head):
+    assert attention.picked(MOSAIC, SCORES, replace(STATE, head=head)) == (1, 2)
+
+
 def test_a_mosaic_has_a_gutter_of_blank_cells():
     figure = attention.tiles(MOSAIC, SCORES, STATE)
     assert figure.values.shape == (2 * 4, 3 * 4)
@@ -207,9 +246,48 @@ def test_a_text_that_repeats_or_drifts_is_told_with_what_to_do():
     assert "identical, token for token" in told(identical=True)
 
 
+def test_the_comparison_says_what_else_is_in_the_plan():
+    recipe = Recipe(("a", "b"), ("c", "d"), 1)
+    state = STATE.steer(recipe, 0.5)
+    assert steer.apart(state, recipe).plan == STATE.plan
+    told = text(*steer.report(TWIN, CARD, state, recipe).sentences)
+    assert "under the model without the direction (with 1 other intervention) is 5.00" in told
+    assert steer.apart(state, recipe).name == "Without it, with the plan (1 intervention)"
+    alone = Investigation().steer(recipe, 0.5)
+    assert steer.apart(alone, recipe).name == "Baseline"
+    assert "(with" not in text(*steer.report(TWIN, CARD, alone, recipe).sentences)
+
+
 def test_a_direction_that_may_be_chance_is_marked():
     checks = steer.report(TWIN, CARD, STATE, Recipe((), (), 1)).foot.checks
     assert [check.good for check in checks if check.name == "p of chance"] == [False]
+
+
+def test_a_direction_that_its_halves_disagree_about_is_marked():
+    halves = replace(CARD, quality=(Quality("split-half cosine", -0.81, "", ""),))
+    checks = steer.report(TWIN, halves, STATE, Recipe((), (), 1)).foot.checks
+    assert [check.good for check in checks if check.name == "split-half cosine"] == [False]
+
+
+def test_nothing_is_added_at_strength_0():
+    still = replace(STATE, steering=replace(STATE.steering, strength=0.0))
+    nothing = replace(TWIN, receipt=Receipt(0, 0, 0.0))
+    first = steer.report(nothing, CARD, still, Recipe((), (), 1)).foot.checks[0]
+    assert (first.value, first.note, first.good) == (
+        "not added",
+        "nothing to add at strength 0",
+        True,
+    )
+    first = steer.report(nothing, CARD, STATE, Recipe((), (), 1)).foot.checks[0]
+    assert not first.good
+
+
+def test_a_metric_that_stays_has_no_axis_of_rounding_errors():
+    dose = DoseCurve(
+        ANSWER, np.array([0.0, 1.0]), np.array([10.0, 10.0002]), np.zeros(2), 10.0, 0.0
+    )
+    metric, moved = steer.dose_figure(dose, STATE.steering)
+    assert all(len(words) <= 6 for _, words in (*metric.ticks, *moved.ticks))
 
 
 def test_underlines_grow_with_the_divergence_and_stop():

