@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from typing_extensions import override
 
-from probes.method import Kind, Probe
+from probes.method import Kind, Probe, checked_rows
 from workbench.core.direction import Direction
 from workbench.core.errors import OptionError
+from workbench.core.options import index, text
 from workbench.core.provenance import Provenance
 from workbench.core.result import Check
 from workbench.core.sites import Site
@@ -50,7 +51,7 @@ class LinearProbe(Probe):
 
     @override
     def score(self, x: Float[Tensor, "row d"]) -> Float[Tensor, "row class"]:
-        margins = x.to(self.weight) @ self.weight.T + self.bias
+        margins = checked_rows(x, self.weight.shape[1]).to(self.weight) @ self.weight.T + self.bias
         return scores(margins)
 
     @override
@@ -63,7 +64,7 @@ class LinearProbe(Probe):
         made_by: Provenance | None = None,
         label: str = "",
     ) -> Direction:
-        if kind not in self.arrows:
+        if text("kind", kind) not in self.arrows:
             raise OptionError("kind", f"one of {', '.join(self.arrows)}", kind)
         column, sign = self._column(of)
         arrows = self.arrows[kind]
@@ -86,6 +87,7 @@ class LinearProbe(Probe):
             OptionError: If there is no such class, or none is named of many.
         """
         many = self.n_classes > 2
+        of = None if of is None else index("of", of)
         if of not in range(self.n_classes) and (many or of is not None):
             raise OptionError("of", f"a class from 0 to {self.n_classes - 1}", of)
         if many:

@@ -214,7 +214,7 @@ def test_many_classes_have_a_direction_each() -> None:
 
 def test_what_cannot_be_swept_is_a_typed_error() -> None:
     model, data = tiny.model(), letters(60, at=0)
-    with pytest.raises(UnknownNameError, match=r"No methods named 'logstic'.*logistic"):
+    with pytest.raises(UnknownNameError, match=r"No method named 'logstic'.*logistic"):
         probes.sweep(model, data, method="logstic")
     with pytest.raises(UnknownNameError, match=r"No site named 'blocks.9.hook_resid_post'"):
         probes.sweep(model, data, "blocks.9.hook_resid_post")
