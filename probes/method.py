@@ -121,9 +121,10 @@ class ProbeMethod(ABC):
         if not len(x) == columns.shape[1] == len(groups):
             got = f"{len(x)} rows, {columns.shape[1]} labels and {len(groups)} groups"
             raise ShapeError("a probe's data", "as many labels and groups as rows", got)
-        bad = int((~x.square().isfinite()).sum())
-        if bad:
-            raise NonFiniteError("a probe's rows, squared", bad, x.numel())
+        for what, values in (("a probe's rows", x), ("a probe's rows, squared", x.square())):
+            bad = int((~values.isfinite()).sum())
+            if bad:
+                raise NonFiniteError(what, bad, x.numel())
         n_classes = _n_classes(columns)
         for column in columns:
             present = column.unique().tolist()
