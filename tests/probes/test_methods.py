@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from probes.methods.logistic import Logistic
@@ -54,8 +55,37 @@ def test_one_gap_takes_one_mean_to_the_other_along_the_direction() -> None:
         unit = direction.unit_vector.double()
         means = x[y == 1].mean(0) - x[y == 0].mean(0)
         assert direction.gap == pytest.approx(float(means @ unit), rel=1e-5)
-        assert direction.sigma == pytest.approx(float((x @ unit).std()), rel=1e-5)
+        assert direction.sigma == pytest.approx(within(x @ unit, y), rel=1e-5)
         assert direction.norm == pytest.approx(float(x.norm(dim=1).mean()), rel=1e-12)
+
+
+def within(values: Tensor, y: Tensor) -> float:
+    """The pooled standard deviation, class by class."""
+    classes = y.unique().tolist()
+    squares = [float(values[y == one].var()) * (int((y == one).sum()) - 1) for one in classes]
+    return (sum(squares) / (len(y) - len(classes))) ** 0.5
+
+
+def test_a_sigma_is_the_spread_within_a_class_however_far_the_classes_are_apart() -> None:
+    y = torch.arange(4000) % 2
+    noise = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)).double()
+    for apart in (1.0, 1000.0):
+        x = noise + apart * y[:, None]
+        for method in (Logistic(), MeanDifference()):
+            sigma = method.fit(x, y).direction("hook_embed", kind="pattern").sigma
+            assert sigma == pytest.approx(1, abs=0.05)
+
+
+def test_a_sigma_of_many_classes_and_label_columns_is_each_columns_own() -> None:
+    x, y = labelled(300, 5, 3)
+    shuffled = y[torch.randperm(300, generator=torch.Generator().manual_seed(0))]
+    columns = torch.stack([y, shuffled])
+    found = MeanDifference().fit_columns(x, columns, torch.arange(300))
+    for probe, labels in zip(found, columns, strict=True):
+        for label in range(3):
+            direction = probe.direction("hook_embed", kind="filter", of=label)
+            along = x @ direction.unit_vector.double()
+            assert direction.sigma == pytest.approx(within(along, labels), rel=1e-5)
 
 
 def test_logistic_scores_are_log_odds_of_the_truth() -> None:

@@ -223,6 +223,10 @@ def test_what_cannot_be_swept_is_a_typed_error() -> None:
     one = TextData("one", data.texts, (0,) * 60, data.label_names, data.groups)
     with pytest.raises(OptionError, match=r"data\.labels must be of two classes"):
         probes.sweep(model, one)
+    outer = tuple(2 * label for label in data.labels)
+    gap = TextData("gap", data.texts, outer, ("low", "middle", "high"), data.groups)
+    with pytest.raises(OptionError, match=r"of every class; .* got \"none of 'middle'\""):
+        probes.sweep(model, gap)
     with pytest.raises(OptionError, match="n_folds must be 2 to"):
         probes.sweep(model, data, n_folds=61)
     with pytest.raises(UnknownNameError, match="The sweep did not read it"):
