@@ -14,6 +14,11 @@ from typing import Any, TypeVar
 Data = TypeVar("Data")
 
 
+_CALLED: Mapping[type, str] = types.MappingProxyType(
+    {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+)
+
+
 class StateError(ValueError):
     """Data that does not describe what it should; says where and what was expected."""
 
@@ -94,7 +99,7 @@ def _scalar(kind: Any, data: object, where: str) -> Any:
             return float(data)
     elif isinstance(data, kind) and (kind is bool or not isinstance(data, bool)):
         return data
-    raise StateError(f"{where} must be a {kind.__name__}, got {data!r}.")
+    raise StateError(f"{where} must be {_CALLED[kind]}, got {data!r}.")
 
 
 def _read(value: Any, field: dataclasses.Field[Any]) -> Any:

@@ -32,8 +32,8 @@ from app.host import Host
 from app.links import arrive, depart
 from app.page import Page
 from app.process import host, pages
-from app.results import AboutModel, Example, Reading
-from app.specs import About, Read
+from app.results import AboutModel, Example, Packed, Reading
+from app.specs import About, Pack, Read
 from app.state import Investigation
 from app.style import STYLE, WORDMARK
 from app.views.frame import bar_view, model_chip, model_line, model_rows
@@ -111,7 +111,7 @@ def _frame(server: Host) -> Desk | None:
         if NOTICE in st.session_state:
             prose(say(st.session_state[NOTICE]), key="notice", kind="notice")
         _tokens(reading, state)
-        _bar(reading, state)
+        _tray(server, reading, state)
     return Desk(server, state, about, reading)
 
 
@@ -206,6 +206,36 @@ def _tokens(reading: Reading, state: Investigation) -> None:
             replace(current(), pos=None if pos == len(reading.tokens) - 1 else pos)
         ),
     )
+
+
+def _tray(server: Host, reading: Reading, state: Investigation) -> None:
+    """The metric and the plan, and beside them the plan as files."""
+    with st.container(key="tray", horizontal=True, vertical_alignment="center", gap="small"):
+        with st.container(key="tray-bar"):
+            _bar(reading, state)
+        if state.plan:
+            st.download_button(
+                "Take along",
+                partial(_packed, server, Pack(state.model, state.plan)),
+                "plan.zip",
+                "application/zip",
+                key="take-along",
+                on_click="ignore",
+                help="The plan as files. Unpacked: workbench generate PROMPT --plan FOLDER",
+            )
+
+
+def _packed(server: Host, spec: Pack) -> bytes:
+    """What the button gives, made when it is pressed.
+
+    Raises:
+        RuntimeError: If the plan cannot be packed.
+    """
+    job = server.submit(spec)
+    job.ended.wait()
+    if isinstance(job.result, Packed):
+        return job.result.data
+    raise RuntimeError(job.failure.message if job.failure else "The plan was not packed.")
 
 
 def _bar(reading: Reading | None, state: Investigation) -> None:

@@ -66,6 +66,13 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A plan as a zip of the files the library saves."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Answer:
     """Target and foil as they were resolved; `automatic` where the model's own best are used."""
 
@@ -150,6 +157,7 @@ class Mosaic:
 
     tokens: tuple[str, ...]
     tiles: Array  # layer head query key
+    besides: Array  # the same without attention to the first token
     pooled: int  # positions per cell
     sink: Array  # layer head; mean attention to the first token, over later queries
     rowsum: float  # largest difference of a row's sum from 1

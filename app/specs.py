@@ -126,6 +126,13 @@ class Twin(Spec):
     seed: int
 
 
+@dataclass(frozen=True)
+class Pack(Spec):
+    """The plan as files that run elsewhere."""
+
+    plan: tuple[Edit, ...]
+
+
 def resolved(pos: int | None, count: int) -> int:
     """The position read: the one picked, or the last where none, or none such, is picked."""
     return pos if pos is not None and 0 <= pos < count else count - 1

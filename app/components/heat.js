@@ -98,7 +98,7 @@ const paint = (root, canvas, out) => {
   root.colours = { fg: colour('--fg'), muted: colour('--muted'), line: colour('--line'), accent: colour('--accent'), bg: colour('--bg') }
   g.font = `${FONT}px ${mono}`
   const wide = texts => Math.max(0, ...texts.map(t => g.measureText(t).width))
-  const labels = Math.ceil(wide(f.columns)), left = Math.ceil(Math.max(wide(f.rows) + PAD + 18, f.labels === 'bottom' ? Math.min(labels, 90) * 0.5 : 0))
+  const labels = Math.ceil(wide(f.columns)), left = Math.ceil(Math.max(wide(f.rows) + PAD + 26, f.labels === 'bottom' ? Math.min(labels, 90) * 0.5 : 0))
   const least = f.cell[0], most = f.cell[1]
   const lean = labels * Math.cos(0.66)  // how far a tilted label reaches beyond its column
   const cellWidth = room => Math.max(least, Math.min(most, room / columns))

@@ -48,8 +48,8 @@ const start = (root, data) => {
   source.addEventListener('end', event => {
     source.close()
     stop.hidden = true
-    state.textContent = JSON.parse(event.data)
-    root.trigger('end', data.job)
+    const how = state.textContent = JSON.parse(event.data)
+    if (how !== 'cancelled') root.trigger('end', data.job)  // who cancelled it draws what follows, maybe another page
   })
   source.onerror = () => { source.close(); stop.hidden = true; state.textContent = 'The connection ended.'; root.trigger('end', data.job) }
 }

@@ -20,7 +20,7 @@ from app.state import BUILT_IN, Edit, Recipe
 from workbench.attribution.known_truth import induction
 from workbench.core.data import token_rows
 from workbench.core.direction import Direction
-from workbench.core.errors import OptionError, TokenError
+from workbench.core.errors import OptionError, PromptError, TokenError
 from workbench.core.protocols import Model, Vocabulary
 from workbench.steering import METHODS as STEERING
 
@@ -122,6 +122,8 @@ def prompt_ids(model: Model, prompt: str) -> tuple[int, ...]:
     Raises:
         PromptError: If it is empty or too long.
     """
+    if not prompt:
+        raise PromptError("The prompt is empty; it needs at least one token.")
     return token_rows(model, prompt)[0]
 
 

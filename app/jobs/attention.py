@@ -32,6 +32,7 @@ def attention(bench: Bench, spec: Attention, job: Job) -> Mosaic:
     return Mosaic(
         tokens=tuple(words(model).token_text(i) for i in ids),
         tiles=torch.stack(pooler.tiles).numpy(),
+        besides=torch.stack(pooler.besides).numpy(),
         pooled=pooler.cell,
         sink=torch.stack(pooler.sinks).numpy(),
         rowsum=pooler.worst,
@@ -78,7 +79,8 @@ class Pooler(Tap):
     """
 
     def __init__(self, cell: int, layers: int, job: Job) -> None:
-        self.cell, self.tiles, self.sinks, self.worst = cell, list[Tensor](), list[Tensor](), 0.0
+        self.cell, self.tiles, self.besides = cell, list[Tensor](), list[Tensor]()
+        self.sinks, self.worst = list[Tensor](), 0.0
         self._layers, self._job = layers, job
 
     @override
@@ -86,6 +88,7 @@ class Pooler(Tap):
         if site.short == PATTERN:
             pattern = value[0].float()  # head query key
             self.tiles.append(pooled(pattern, self.cell))
+            self.besides.append(pooled(besides(pattern), self.cell))
             self.sinks.append(
                 pattern[:, 1:, 0].mean(-1) if len(pattern[0]) > 1 else pattern[:, 0, 0]
             )
@@ -96,6 +99,11 @@ class Pooler(Tap):
     @override
     def wants(self, site: Site) -> bool:
         return site.short == PATTERN
+
+
+def besides(pattern: Tensor) -> Tensor:
+    """Patterns without the attention to the first token, before anything is pooled with it."""
+    return torch.nn.functional.pad(pattern[..., 1:], (1, 0))
 
 
 def pooled(pattern: Tensor, cell: int) -> Tensor:

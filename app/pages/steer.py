@@ -13,7 +13,7 @@ from app.host import Job, State
 from app.page import Page
 from app.results import DirectionCard, DoseCurve, TwinResult
 from app.specs import Direct, Dose, Twin
-from app.state import MOST_GAPS, MOST_TEMPERATURE, MOST_TOKENS, Recipe, Steering
+from app.state import MOST_TEMPERATURE, MOST_TOKENS, Recipe, Steering
 from app.views import steer as views
 from app.views.words import plain, say, signed
 
@@ -59,16 +59,15 @@ def _controls(desk: Desk, recipe: Recipe) -> None:
             key="steer-prompt",
             on_change=_set,
             args=("prompt", "steer-prompt"),
-            help="Written on twice. The metric above keeps its own prompt.",
+            help="Written on twice; left empty, the example. The metric keeps its own prompt.",
         )
     with strength:
         _keep("steer-strength", steering.strength)
-        st.slider(
+        st.select_slider(
             "Strength, gaps",
-            -MOST_GAPS,
-            MOST_GAPS,
-            step=views.STEP,
+            views.offered(steering),
             key="steer-strength",
+            format_func=views.gaps,
             on_change=_set,
             args=("strength", "steer-strength"),
             help="One gap takes the negative texts' mean to the positive's. 0 changes nothing.",
@@ -121,6 +120,7 @@ def _texts(steering: Steering, recipe: Recipe) -> None:
                 f"{name}, one per line",
                 key=f"steer-{key}",
                 height=180,
+                help="Left empty, the example's.",
                 on_change=_set_texts,
                 args=(key,),
             )

@@ -13,6 +13,7 @@ from app.views.words import Sentence, Span, percent, say, shown, signed, strong,
 
 MARKED = 5  # heads outlined for their direct effect
 TALL = 540  # pixels of a mosaic, from which its tiles' size follows
+SINK = 0.5  # share of a head's attention from which the first token is called its sink
 KEYS = 6  # keys listed on the card
 
 
@@ -41,9 +42,10 @@ def picked(mosaic: Mosaic, scores: ComponentScores | None, state: Investigation)
 def tiles(mosaic: Mosaic, scores: ComponentScores | None, state: Investigation) -> Heat:
     """The mosaic: layers upward, heads across, one scale for all."""
     layers, heads, side, _ = mosaic.tiles.shape
-    values = mosaic.tiles.astype("f4").copy()
+    hidden = not state.show_sink and len(mosaic.tokens) > 1
+    values = (mosaic.besides if hidden else mosaic.tiles).astype("f4").copy()
     values[:, :, np.triu_indices(side, 1)[0], np.triu_indices(side, 1)[1]] = np.nan
-    if not state.show_sink and side > 1:
+    if hidden and mosaic.pooled == 1:  # of a longer prompt the first cell holds others too
         values[..., 0] = np.nan
     high = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
     framed = np.full((layers, heads, side + 1, side + 1), np.nan, "f4")
@@ -129,7 +131,7 @@ def card(
                 value=float(share),
                 text=percent(float(share)),
                 tone="accent",
-                detail=f"position {int(key)}",
+                detail=f"at {int(key)}",
                 literal=True,
             )
             for key, share, text in _keys(pattern, query)[:KEYS]
@@ -224,9 +226,8 @@ def _sink(pattern: HeadPattern, share: float, state: Investigation) -> Sentence:
         window = f"positions {pattern.first} to {last} of {pattern.length} are shown"
         return say(f"{told}; {window}.")
     if _hides(pattern, state):
-        return say(
-            f"{told}, the attention sink; its column is hidden, the colours scaled to the rest."
-        )
+        sink = ", the attention sink" if share >= SINK else ""
+        return say(f"{told}{sink}; its column is hidden, the colours scaled to the rest.")
     return say(f"{told}; it is shown.")
 
 

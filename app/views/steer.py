@@ -64,6 +64,16 @@ def apart(state: Investigation, recipe: Recipe) -> Apart:
     return Apart(rest, "Baseline")
 
 
+def offered(steering: Steering) -> tuple[float, ...]:
+    """The strengths to choose from: the curve's, and one of a link's own."""
+    return tuple(sorted({*STRENGTHS, steering.strength}))
+
+
+def gaps(strength: float) -> str:
+    """A strength as it stands on the slider and below the curves."""
+    return f"{strength:+.4g}".replace("-", "−") if strength else "0"
+
+
 def adding(state: Investigation, recipe: Recipe) -> tuple[str, bool]:
     """The words of the button that keeps the direction, and whether it would do anything."""
     strength = state.steering.strength
@@ -154,7 +164,7 @@ def dosed(dose: DoseCurve, state: Investigation, recipe: Recipe) -> View:
 
 def dose_figure(dose: DoseCurve, steering: Steering) -> tuple[Lines, Lines]:
     """The metric by strength, and how far the next-token distribution moves."""
-    steps = tuple(signed(float(s)).removesuffix("0") for s in dose.strengths)
+    steps = tuple(gaps(float(s)) for s in dose.strengths)
     nearest = int(np.argmin(np.abs(dose.strengths - steering.strength)))
     low, high = float(dose.metric.min()), float(dose.metric.max())
     flat = 0.0 if high - low > LEAST else LEAST / 2  # else the axis would show rounding errors
@@ -214,7 +224,8 @@ def _fluency(result: TwinResult, other: Apart) -> Sentence:
     if result.identical:
         return say("The two texts are identical, token for token.")
     step = parting(result.base, result.steered)
-    where = f"part at token {step}" if step is not None else "agree as far as both go"
+    where = "agree as far as both go" if step is None else f"part after {times(step, 'token')}"
+    where = "part at the first token" if step == 0 else where
     ratio = result.steered_perplexity / max(result.base_perplexity, 1e-9)
     note = ""
     if result.repeats is not None:

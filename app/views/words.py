@@ -111,7 +111,7 @@ def _digits(value: float, *, sign: bool) -> str:
     places = 0 if size >= 100 else 1 if size >= 10 else 2
     if 0 < size < 0.1:
         places = min(4, 1 - math.floor(math.log10(size)))
-    text = f"{value:+.{places}f}" if sign else f"{value:.{places}f}"
-    if float(text) == 0:
+    text = f"{value:+,.{places}f}" if sign else f"{value:,.{places}f}"
+    if round(value, places) == 0:
         text = f"{0:.{places}f}"
     return text.replace("-", "−")

@@ -1,6 +1,8 @@
 """The worker's answers on the built-in model, whose numbers are known exactly."""
 
+import io
 import threading
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,20 @@ def test_the_lens_ends_at_the_model(ask):
     assert path.target_prob[-1] == pytest.approx(lens.probs[-1, -1, 0], abs=1e-6)
 
 
+def test_a_plan_taken_along_runs_as_it_is(ask, tmp_path):
+    edits = (CUT, Edit("steer", RECIPE.site, strength=-0.5, recipe=RECIPE))
+    packed = ask(specs.Pack("induction", edits))
+    with zipfile.ZipFile(io.BytesIO(packed.data)) as archive:
+        assert archive.namelist() == ["plan.json", "plan.safetensors"]
+        archive.extractall(tmp_path)
+    model, plan = induction.build().model, wb.Plan.load(tmp_path)
+    logits = wb.run(model, PROMPT, plan=plan, positions="last").answer_logits[0]
+    assert model.tokenizer is not None
+    target, foil = (model.tokenizer.single(text) for text in "ga")
+    reading = ask(specs.Read(**ASKED, plan=edits))
+    assert float(logits[target] - logits[foil]) == pytest.approx(reading.after, abs=1e-5)
+
+
 def test_attention_is_the_runs_own(ask):
     mosaic = ask(specs.Attention("induction", PROMPT, ()))
     head = ask(specs.Head("induction", PROMPT, (), 1, 0))
@@ -110,6 +126,8 @@ def test_attention_is_the_runs_own(ask):
     trace = wb.run(induction.build().model, PROMPT, record=[site])
     np.testing.assert_allclose(head.pattern, trace[site][0, 0].numpy(), atol=1e-6)
     np.testing.assert_allclose(mosaic.tiles[1, 0], head.pattern, atol=1e-6)
+    np.testing.assert_allclose(mosaic.besides[1, 0][:, 1:], head.pattern[:, 1:], atol=1e-6)
+    assert not mosaic.besides[..., 0].any()
     assert mosaic.rowsum < 1e-6
     assert head.pattern[12].argmax() == 5  # "d" stood at 4; induction reads what followed
 

@@ -9,7 +9,9 @@ from streamlit.testing.v1 import AppTest
 
 import app
 from app.desk import STATE
+from app.frame import _packed
 from app.process import pages
+from app.specs import Pack
 from app.state import Edit, Investigation, digest, to_query
 from workbench.attribution.known_truth import induction
 
@@ -117,6 +119,14 @@ def test_a_link_beyond_the_pages_own_controls_is_a_message():
     assert "strength must be from -3 to 3" in shown(test)
 
 
+def test_a_strength_between_the_steps_is_kept():
+    steering = replace(STATE_OF_LETTERS.steering, strength=0.6)
+    test = screen("steer", replace(STATE_OF_LETTERS, steering=steering))
+    assert not test.exception
+    assert test.select_slider(key="steer-strength").value == 0.6
+    assert "\u22120.75" in test.select_slider(key="steer-strength").options
+
+
 def test_a_model_of_one_layer_has_no_layer_to_choose():
     def script():
         from app.pages.steer import _layer
@@ -187,7 +197,7 @@ def test_steering_joins_the_plan():
         "In the plan",
         True,
     )
-    test.slider(key="steer-strength").set_value(1.0).run()
+    test.select_slider(key="steer-strength").set_value(1.0).run()
     assert test.button(key="steer-add").label == "Change in plan"
     test.button(key="steer-add").click().run()
     assert [edit.strength for edit in test.session_state[STATE].plan] == [1.0]
@@ -221,6 +231,18 @@ def test_the_command_line_says_which_model_comes_first(monkeypatch):
     assert not test.exception
     assert (test.session_state[STATE].model, test.session_state[STATE].target) == ("induction", "g")
     assert "is not on this machine" not in shown(test)
+
+
+def test_the_plan_can_be_taken_along(opened):
+    assert not screen().get("download_button")
+    cut = Edit("zero", "blocks.1.attn.hook_z", heads=(0,))
+    test = screen(state=replace(STATE_OF_LETTERS, plan=(cut,)))
+    assert not test.exception
+    (button,) = test.get("download_button")
+    assert button.proto.label == "Take along"
+    assert _packed(opened, Pack("induction", (cut,)))[:2] == b"PK"
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.nonsense"):
+        _packed(opened, Pack("induction", (Edit("zero", "blocks.0.nonsense"),)))
 
 
 def test_a_link_to_another_model_is_a_message_and_loads_nothing(monkeypatch):

@@ -76,6 +76,7 @@ PATTERN = HeadPattern(
 MOSAIC = Mosaic(
     tokens=("a", "b", "c"),
     tiles=np.stack([np.stack([PATTERN.pattern] * 3)] * 2),
+    besides=np.stack([np.stack([PATTERN.pattern * [0, 1, 1]] * 3)] * 2),
     pooled=1,
     sink=np.full((2, 3), 0.75),
     rowsum=1e-7,
@@ -200,7 +201,11 @@ def test_the_future_is_blank_and_so_is_the_sink_until_it_is_asked_for():
     assert figure.high == pytest.approx(0.3)
     assert figure.picked == (2, 1)
     assert "From c, the first token aside, it looks most at b with 30 %" in text(*view.sentences)
-    assert "75 %" in text(*view.sentences)
+    assert "75 % of this head's attention rests on the first token, the attention sink" in text(
+        *view.sentences
+    )
+    other, _ = attention.head(PATTERN, replace(MOSAIC, sink=MOSAIC.sink / 5), SCORES, STATE)
+    assert "sink" not in text(*other.sentences)
     view, figure = attention.head(PATTERN, MOSAIC, SCORES, replace(STATE, show_sink=True))
     assert figure.values[2, 0] == pytest.approx(0.6)
     assert "From c it looks most at a with 60 %" in text(*view.sentences)
@@ -228,6 +233,15 @@ def test_a_mosaic_has_a_gutter_of_blank_cells():
     assert figure.marked == ((1, 2), (0, 0))
 
 
+def test_of_a_long_prompt_only_the_first_token_is_hidden_not_its_cell():
+    pooled = replace(MOSAIC, pooled=64, besides=np.full((2, 3, 3, 3), 0.4))
+    figure = attention.tiles(pooled, SCORES, STATE)
+    assert figure.values[1, 0] == pytest.approx(0.4)
+    assert np.isnan(attention.tiles(MOSAIC, SCORES, STATE).values[1, 0])
+    shown = attention.tiles(pooled, SCORES, replace(STATE, show_sink=True))
+    assert shown.values[0, 0] == 1.0
+
+
 def test_of_a_long_prompt_the_window_and_the_pooling_are_told():
     view, _ = attention.head(replace(PATTERN, first=97, length=100), MOSAIC, SCORES, STATE)
     assert "positions 97 to 99 of 100 are shown" in text(*view.sentences)
@@ -239,7 +253,8 @@ def test_a_text_that_repeats_or_drifts_is_told_with_what_to_do():
         result = replace(TWIN, **fields)
         return text(*steer.report(result, CARD, STATE, Recipe((), (), 1)).sentences)
 
-    assert "part at token 1" in told()
+    assert "part after 1 token;" in told()
+    assert "part at the first token" in told(steered=("x", "d"))
     assert "try" not in told()
     assert "repeats “ha ha” 3 times: try less" in told(repeats=("ha ha", 3))
     assert "dose is high" in told(steered_perplexity=50.0)

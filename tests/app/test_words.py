@@ -89,3 +89,8 @@ def test_ticks_hold_any_range(low, span):
 
 def test_a_label_shows_a_name_as_it_is():
     assert literal("my_model") == "my\\_model"
+
+
+def test_large_numbers_have_separators():
+    assert plain(1045634.2) == "1,045,634"
+    assert signed(-28685) == "−28,685"

@@ -1,10 +1,12 @@
 """What only a browser can see: drawing, clicks, keys, the stream, tabs, no other machine."""
 
+import zipfile
 from dataclasses import replace
 from urllib.parse import urlencode
 
 import pytest
 
+import workbench as wb
 from app.process import pages
 from app.state import Edit, Investigation, to_query
 from tests.browser.conftest import LETTERS
@@ -26,14 +28,13 @@ NAMELESS = """() => {
   const named = n => n.ariaLabel || n.getAttribute('aria-label') || n.textContent.trim()
     || n.labels?.length
   return all(document)
-    .filter(n => n.matches('button, input, canvas:not(.pin), [role=listbox]'))
-    .filter(n => n.checkVisibility())
+    .filter(n => n.matches('button, input, canvas, [role=listbox]') && n.checkVisibility())
     .filter(n => !named(n)).map(n => n.outerHTML.slice(0, 120))
 }"""
 
 
 def click_cell(tab, selector, row, column):
-    canvas = tab.page.locator(f"{selector} canvas:not(.pin)")
+    canvas = tab.page.locator(f"{selector} canvas[role=img]")
     canvas.scroll_into_view_if_needed()
     x, y = tab.page.evaluate(CLICK_CELL, [selector, row, column])
     tab.page.mouse.click(x, y)
@@ -57,6 +58,7 @@ def test_a_page_computes_something_on_the_language_model(new_tab, name, theme):
 def test_a_page_fits_a_telephone(new_tab, name, theme):
     tab = new_tab(theme, (390, 844)).open(name, LETTERS)
     assert tab.metric == "+10.0 logits"
+    assert tab.page.locator(".st-key-tray").bounding_box()["height"] < 130
     wide = tab.page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
     assert wide <= 390
 
@@ -187,7 +189,7 @@ def test_the_keyboard_reaches_tokens_cells_and_plan(tab):
         tab.page.keyboard.press(key)
     tab.settle("lens")
     assert "after position 2" in tab.page.locator(".bar .how").inner_text()
-    tab.page.locator(".st-key-lens-figure canvas:not(.pin)").focus()
+    tab.page.locator(".st-key-lens-figure canvas[role=img]").focus()
     for key in ("ArrowUp", "Home", "ArrowRight", "Enter"):
         tab.page.keyboard.press(key)
     tab.settle("lens")
@@ -244,6 +246,50 @@ def test_steering_writes_both_texts_and_zero_is_the_baseline(tab):
     assert base == steered
     assert len(base) == len("cbhafdged") + 5
     assert "identical" in tab.page.locator(".st-key-page-steer .page").first.inner_text()
+
+
+def test_the_plan_comes_along_as_a_file(tab, tmp_path):
+    tab.open("overview", replace(LETTERS, plan=(CUT,)))
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("button", name="Take along").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        archive.extractall(tmp_path)
+    (one,) = wb.Plan.load(tmp_path)
+    assert list(one.sites) == [CUT.site]
+
+
+def test_a_text_that_cannot_be_continued_is_asked_once(tab):
+    steering = replace(LETTERS.steering, prompt="xyz")
+    tab.open("steer", replace(LETTERS, steering=steering))
+    tab.page.get_by_text("reads the letters").wait_for(timeout=10_000)
+    assert tab.page.locator("[data-testid=stApp]").get_attribute("data-test-script-state") == (
+        "notRunning"
+    )
+
+
+@pytest.mark.asset
+def test_a_page_that_is_left_does_not_keep_the_worker(tab):
+    steering = replace(Investigation().steering, new_tokens=200, seed=77)
+    tab.page.goto(f"{tab.address}/steer?{urlencode(to_query(Investigation(steering=steering)))}")
+    tab.page.get_by_role("button", name="Stop", exact=True).wait_for(timeout=60_000)
+    tab.page.get_by_role("link", name="Overview").click()
+    tab.page.locator(".st-key-page-overview h1").wait_for(timeout=20_000)
+    tab.page.locator("[role=option]").nth(4).click()
+    tab.page.get_by_text("after position 4").wait_for(timeout=10_000)
+    tab.settle("overview")
+
+
+@pytest.mark.asset
+def test_a_long_prompt_stays_light(tab):
+    state = Investigation(prompt="The cat sat on the mat. " * 60, target=None, foil=None)
+    tab.page.goto(f"{tab.address}/?{urlencode(to_query(state))}")
+    tab.page.locator("[role=option]").first.wait_for(timeout=60_000)
+    options = tab.page.locator("[role=option]")
+    assert options.count() == 300
+    assert options.last.get_attribute("id") == "t420"
+    tab.page.get_by_role("button", name="earlier").click()
+    assert options.first.get_attribute("id") == "t0"
+    tab.settle("overview")
 
 
 @pytest.mark.asset
