@@ -10,9 +10,9 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 BIN := .venv/bin
-# One worker a core, with one torch thread each; what the files' tests share is loaded once a worker.
+# One worker a core, with one torch thread each; what a file's tests share is loaded once a worker.
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
-	--cov-report= --cov-fail-under=0
+	--cov --cov-report= --cov-fail-under=0
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 # A stamp is younger than the two files that say what is installed, so a second start installs nothing.
@@ -51,13 +51,13 @@ types: $(DEV_READY) ## pyright
 
 # Coverage is gathered over core, contracts and the rest, and judged after them.
 core: $(DEV_READY) ## the tests of the core
-	$(TEST) --cov tests/core
+	$(TEST) tests/core
 
 contracts: $(DEV_READY) ## what every extension keeps to
-	$(TEST) --cov --cov-append tests/contracts
+	$(TEST) --cov-append tests/contracts
 
 rest: $(DEV_READY) ## all other tests and the doctests, then coverage
-	$(TEST) --cov --cov-append --ignore tests/core --ignore tests/contracts \
+	$(TEST) --cov-append --ignore tests/core --ignore tests/contracts \
 		--ignore tests/browser --ignore tests/test_docs.py
 	$(BIN)/coverage report
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from benchmarks.cases import cases
+from benchmarks import cases, sweeps
 from benchmarks.harness import markdown, measure
 from benchmarks.peers import load
 
@@ -13,7 +13,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("WANDB_MODE", "disabled")
     rows = []
-    for case in cases(load()):
+    peers = load()
+    for case in (*cases.cases(peers), *sweeps.cases(peers)):
         sys.stderr.write(f"{case.name} …\n")
         rows.append(measure(case))
     sys.stdout.write(markdown(rows) + "\n")

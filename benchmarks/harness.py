@@ -71,18 +71,23 @@ def measure(case: Case) -> Row:
 
 def markdown(rows: list[Row]) -> str:
     """The table, with what it was measured on."""
-    peers = list(rows[0].ratios)
+    peers = list(dict.fromkeys(peer for row in rows for peer in row.ratios))
     head = ["case", f"{OURS}, ms", *(f"{peer}, ms" for peer in peers)]
     head += [f"{peer} / ours" for peer in peers] + [f"difference to {peer}" for peer in peers]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [row.name, f"{1000 * row.seconds[OURS]:.1f}"]
-        cells += [f"{1000 * row.seconds[peer]:.1f}" for peer in peers]
-        cells += [f"**{row.ratios[peer]:.2f}**" for peer in peers]
-        cells += [f"{row.differences[peer]:.1e}" for peer in peers]
+        cells += [_shown(row.seconds, peer, lambda value: f"{1000 * value:.1f}") for peer in peers]
+        cells += [_shown(row.ratios, peer, lambda value: f"**{value:.2f}**") for peer in peers]
+        cells += [_shown(row.differences, peer, lambda value: f"{value:.1e}") for peer in peers]
         lines.append("| " + " | ".join(cells) + " |")
     turns = ", ".join(sorted({str(row.turns) for row in rows}))
     return "\n".join([*lines, "", f"{machine()}; medians of {turns} paired turns."])
+
+
+def _shown(values: Mapping[str, float], peer: str, write: Callable[[float], str]) -> str:
+    """A cell of the table; empty where a peer takes no part."""
+    return write(values[peer]) if peer in values else ""
 
 
 def machine() -> str:

@@ -34,6 +34,7 @@ class Basis:
 def basis(x: Float[Tensor, "row d"]) -> Basis:
     """The standardised eigenbasis of some rows, without the directions they do not vary in.
 
+    Of rows that are all equal nothing is left: `z` has no columns, and weights there are empty.
     Costs one Gram matrix, of the rows or of the coordinates, whichever are fewer.
     """
     x = x.double()

@@ -52,17 +52,22 @@ def shuffled_labels(
 def bag_of_words(
     texts: Sequence[str], y: Int[Tensor, " row"], fold: Int[Tensor, " row"]
 ) -> Bool[Tensor, " row"]:
-    """Where a logistic regression on TF-IDF of single words is right, fitted on the other folds."""
+    """Where a logistic regression on TF-IDF of single words is right, fitted on the other folds.
+
+    Where those have no word at all (blanks only), it says their commonest class.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    right = torch.zeros(len(y), dtype=torch.bool)
+    right = majority(y, fold)
     for held_out in (fold == index for index in fold.unique()):
         words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
         model: Any = make_pipeline(words, LogisticRegression(C=3.0, max_iter=1000))
-        rest = (~held_out).nonzero()[:, 0].tolist()
+        rest: list[int] = (~held_out).nonzero()[:, 0].tolist()
         asked = held_out.nonzero()[:, 0].tolist()
+        if not any(texts[row].strip() for row in rest):
+            continue
         model.fit([texts[row] for row in rest], y[rest].numpy())
         said = torch.from_numpy(model.predict([texts[row] for row in asked]))
         right[asked] = y[asked] == said

@@ -49,10 +49,16 @@ def split_of(data: TextData, n_folds: int, n_shuffles: int, seed: int) -> Split:
     """The folds of a data set; equal texts share a group, whatever the data say.
 
     Raises:
-        OptionError: If there is one class only, or one with fewer groups than there are folds.
+        OptionError: If there is one class only, one with fewer groups than there are folds, or
+            one before the last that no text has.
     """
-    if len(set(data.labels)) < 2:
-        raise OptionError("data.labels", "of two classes or more", sorted(set(data.labels)))
+    present = set(data.labels)
+    if len(present) < 2:
+        raise OptionError("data.labels", "of two classes or more", sorted(present))
+    absent = [data.label_names[label] for label in range(max(present)) if label not in present]
+    if absent:
+        wanted = "of every class; give the absent ones texts, or number the others from 0"
+        raise OptionError("data.labels", wanted, f"none of {', '.join(map(repr, absent))}")
     y, groups = torch.tensor(data.labels), torch.tensor(group_numbers(data.texts, data.groups))
     fold = folds(y, groups, n_folds, seed=seed)
     return Split(y, groups, fold, shuffled_labels(y, groups, fold, n_shuffles, seed=seed))

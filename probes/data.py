@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
+from workbench.core import options
 from workbench.core.errors import EmptySelectionError, OptionError, ShapeError
 from workbench.core.provenance import digest
 
@@ -16,7 +17,12 @@ from workbench.core.provenance import digest
 @final
 @dataclass(frozen=True)
 class TextData:
-    """Texts with a class each, and where they come from."""
+    """Texts with a class each, and where they come from; columns may be given as any sequence.
+
+    Raises:
+        ShapeError: If a column is not as long as the texts.
+        OptionError: If a column holds what it cannot, or a label has no name.
+    """
 
     name: str
     texts: tuple[str, ...]
@@ -28,17 +34,32 @@ class TextData:
     ratings: tuple[float, ...] | None = None  # the number behind the label, where there is one
 
     def __post_init__(self) -> None:
+        self._read_columns()
         counts = {"labels": len(self.labels), "groups": len(self.groups)}
         if self.ratings is not None:
             counts["ratings"] = len(self.ratings)
-        for column, count in counts.items():
-            if count != len(self.texts):
+        for column, length in counts.items():
+            if length != len(self.texts):
                 expected = f"{len(self.texts)} values, one for each text"
-                raise ShapeError(f"{self.name}: {column}", expected, str(count))
+                raise ShapeError(f"{self.name}: {column}", expected, str(length))
         known = range(len(self.label_names))
         wrong = next((label for label in self.labels if label not in known), None)
         if wrong is not None:
             raise OptionError("labels", f"0 to {len(known) - 1}", wrong)
+
+    def _read_columns(self) -> None:
+        fields = {
+            "name": options.text("name", self.name),
+            "texts": _texts("texts", self.texts),
+            "labels": _whole("labels", self.labels),
+            "label_names": _texts("label_names", self.label_names),
+            "groups": _whole("groups", self.groups),
+            "licence": options.text("licence", self.licence),
+            "citation": options.text("citation", self.citation),
+            "ratings": None if self.ratings is None else _numbers("ratings", self.ratings),
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)  # the only way into a frozen dataclass
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -59,7 +80,7 @@ class TextData:
             EmptySelectionError: If there is none.
             OptionError: If one is not a row.
         """
-        rows = tuple(indices)
+        rows = _whole("indices", indices)
         if not rows:
             raise EmptySelectionError(f"{self.name}: a subset of no rows; give at least one.")
         wrong = next((row for row in rows if not 0 <= row < len(self)), None)
@@ -80,8 +101,9 @@ class TextData:
         a larger one.
 
         Raises:
-            OptionError: If `n` is not from 1 to the number of rows.
+            OptionError: If `n` is not from 1 to the number of rows, or `seed` is below 0.
         """
+        n, seed = options.index("n", n), options.count("seed", seed, least=0)
         if not 1 <= n <= len(self):
             raise OptionError("n", f"from 1 to {len(self)}", n)
         shuffled = random.Random(seed)
@@ -135,3 +157,15 @@ def group_numbers(texts: Sequence[str], keys: Sequence[object] | None = None) ->
         parent[root(("text", text))] = root(node)
     numbers: dict[object, int] = {}
     return tuple(numbers.setdefault(root(node), len(numbers)) for node in nodes)
+
+
+def _texts(option: str, values: Iterable[str]) -> tuple[str, ...]:
+    return options.texts(option, tuple(options.iterated(option, values)))
+
+
+def _whole(option: str, values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(options.index(option, value) for value in options.iterated(option, values))
+
+
+def _numbers(option: str, values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(options.number(option, value) for value in options.iterated(option, values))

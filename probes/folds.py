@@ -44,12 +44,16 @@ def folds(
 
 
 def most_folds(y: Int[Tensor, " row"], groups: Int[Tensor, " row"]) -> int:
-    """In how many folds every class can have a group: the number of groups of the rarest class."""
+    """In how many folds every class can have a group: the number of groups of the rarest class.
+
+    A class that no row has is none.
+    """
     group = groups.unique(return_inverse=True)[1]
     return int((_class_counts(y, group) > 0).sum(0).min())
 
 
 def _class_counts(y: Tensor, group: Tensor) -> Int[Tensor, "group class"]:
+    y = y.unique(return_inverse=True)[1]  # the classes that there are
     n_groups, n_classes = int(group.max()) + 1, int(y.max()) + 1
     flat = torch.bincount(group * n_classes + y, minlength=n_groups * n_classes)
     return flat.reshape(n_groups, n_classes)

@@ -50,7 +50,9 @@ def wilson(successes: float, n: int, *, level: float = 0.95) -> tuple[float, flo
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and at n that end is exact in the formula, but not once it is rounded.
+    low, high = 0.0 if p <= 0 else centre - half, 1.0 if p >= 1 else centre + half
+    return max(0.0, low), min(1.0, high)
 
 
 def _draws(sums: Tensor, sizes: Tensor, n_draws: int, seed: int) -> Float[Tensor, "draw statistic"]:

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 from typing_extensions import override
 
-from probes.method import Kind, Probe
+from probes.method import Kind, Probe, checked_rows
 from workbench.core.direction import Direction
 from workbench.core.errors import OptionError
+from workbench.core.options import index, text
 from workbench.core.provenance import Provenance
 from workbench.core.result import Check
 from workbench.core.sites import Site
@@ -29,7 +31,7 @@ class Arrows:
 
     vector: Float[Tensor, "column d"]
     gap: Float[Tensor, " column"]  # from the other classes' mean to the class's own
-    sigma: Float[Tensor, " column"]
+    sigma: Float[Tensor, " column"]  # standard deviation within a class
 
 
 @final
@@ -49,7 +51,7 @@ class LinearProbe(Probe):
 
     @override
     def score(self, x: Float[Tensor, "row d"]) -> Float[Tensor, "row class"]:
-        margins = x.to(self.weight) @ self.weight.T + self.bias
+        margins = checked_rows(x, self.weight.shape[1]).to(self.weight) @ self.weight.T + self.bias
         return scores(margins)
 
     @override
@@ -62,7 +64,7 @@ class LinearProbe(Probe):
         made_by: Provenance | None = None,
         label: str = "",
     ) -> Direction:
-        if kind not in self.arrows:
+        if text("kind", kind) not in self.arrows:
             raise OptionError("kind", f"one of {', '.join(self.arrows)}", kind)
         column, sign = self._column(of)
         arrows = self.arrows[kind]
@@ -85,6 +87,7 @@ class LinearProbe(Probe):
             OptionError: If there is no such class, or none is named of many.
         """
         many = self.n_classes > 2
+        of = None if of is None else index("of", of)
         if of not in range(self.n_classes) and (many or of is not None):
             raise OptionError("of", f"a class from 0 to {self.n_classes - 1}", of)
         if many:
@@ -124,14 +127,14 @@ def linear_probes(
 ) -> tuple[LinearProbe, ...]:
     """Probes with what it takes to use them as directions; six products with the rows for all."""
     n_classes = int(columns.max()) + 1
+    member = one_hot(columns, n_classes).to(x)  # column row class
     centred = x - x.mean(0)
     filters = fit.weight.flatten(0, 1)  # (column margin) d
     read = centred @ filters.T
     patterns = (read.T @ centred) / read.square().sum(0).clamp(min=_TINY)[:, None]
-    shifts = _class_shifts(x, columns, n_classes).flatten(0, 1)
     arrows: dict[Kind, Arrows] = {
-        "filter": _arrows(centred, filters, shifts),
-        "pattern": _arrows(centred, patterns, shifts),
+        "filter": _arrows(centred, filters, member),
+        "pattern": _arrows(centred, patterns, member),
     }
     norm, n_margins = float(torch.linalg.vector_norm(x, dim=1).mean()), fit.weight.shape[1]
     return tuple(
@@ -156,19 +159,32 @@ def linear_probes(
 _TINY = torch.finfo(torch.double).tiny
 
 
-def _class_shifts(x: Tensor, columns: Tensor, n_classes: int) -> Float[Tensor, "column margin d"]:
-    """Mean of a class minus the mean of the others; of class 1 alone where there are two."""
-    member = one_hot(columns, n_classes).to(x)  # column row class
-    size, total = member.sum(1)[..., None], torch.einsum("crk,rd->ckd", member, x)
-    rest = (total.sum(1, keepdim=True) - total) / (len(x) - size)
-    shift = total / size - rest
-    return shift[:, 1:] if n_classes == 2 else shift
-
-
-def _arrows(centred: Tensor, vectors: Tensor, shifts: Tensor) -> Arrows:
+def _arrows(
+    centred: Float[Tensor, "row d"],
+    vectors: Float[Tensor, "margins d"],
+    member: Float[Tensor, "column row class"],
+) -> Arrows:
+    """Vectors with their sizes; `margins` are those of each label column in turn."""
     length = torch.linalg.vector_norm(vectors, dim=1).clamp(min=_TINY)
-    sigma = (centred @ vectors.T).std(0) / length
-    return Arrows(vectors, torch.einsum("cd,cd->c", vectors, shifts) / length, sigma)
+    along = centred @ vectors.T / length
+    along = rearrange(along, "row (column margin) -> column row margin", column=len(member))
+    sizes = member.sum(1)[..., None]  # column class 1
+    means = einsum(member, along, "column row label, column row margin -> column label margin")
+    means = means / sizes
+    own = einsum(member, means, "column row label, column label margin -> column row margin")
+    squares = (along - own).square().sum(1)  # column margin
+    sigma = (squares / (len(centred) - member.shape[2])).sqrt()
+    return Arrows(vectors, _gaps(means, sizes).flatten(), sigma.flatten())
+
+
+def _gaps(
+    means: Float[Tensor, "column class margin"], sizes: Float[Tensor, "column class 1"]
+) -> Float[Tensor, "column margin"]:
+    """A class's own mean minus that of all others; of class 1 alone where there are two."""
+    total = means * sizes
+    rest = (total.sum(1, keepdim=True) - total) / (sizes.sum(1, keepdim=True) - sizes)
+    apart = means - rest
+    return apart[:, 1] if means.shape[1] == 2 else apart.diagonal(dim1=1, dim2=2)
 
 
 def _part(arrows: Arrows, where: slice) -> Arrows:

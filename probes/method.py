@@ -15,6 +15,7 @@ from torch import Tensor
 from probes.folds import most_folds
 from workbench.core.direction import Direction
 from workbench.core.errors import NonFiniteError, OptionError, ShapeError
+from workbench.core.options import expect
 from workbench.core.provenance import Provenance
 from workbench.core.registry import discover
 from workbench.core.result import Check
@@ -91,14 +92,15 @@ class ProbeMethod(ABC):
         """The probe of labelled rows; rows of one group stay together in its inner folds.
 
         Raises:
-            ShapeError: If rows, labels and groups differ in number.
+            ShapeError: If rows, labels and groups differ in number, or are of another kind.
             OptionError: If there is one class only, a class between is missing, or one has fewer
                 than two groups.
-            NonFiniteError: If a row is not finite.
+            NonFiniteError: If a row is not finite, or too large to be squared.
             ConvergenceError: If the fit does not reach its tolerance.
         """
-        own = torch.arange(len(y)) if groups is None else groups
-        return self.fit_columns(x, y[None], own)[0]
+        labels = _whole("y", y, "row")
+        own = torch.arange(len(labels)) if groups is None else groups
+        return self.fit_columns(x, labels[None], own)[0]
 
     def fit_columns(
         self,
@@ -109,17 +111,20 @@ class ProbeMethod(ABC):
         """The probe of the first column of labels, and those of controls tuned as it was.
 
         Raises:
-            ShapeError: If rows, labels and groups differ in number.
+            ShapeError: If rows, labels and groups differ in number, or are of another kind.
             OptionError: If a column has one class only, lacks one, or has too few groups of one.
-            NonFiniteError: If a row is not finite.
+            NonFiniteError: If a row is not finite, or too large to be squared.
             ConvergenceError: If a fit does not reach its tolerance.
         """
+        x, groups = checked_rows(x).double(), _whole("groups", groups, "row")
+        columns = _whole("columns", columns, "column row")
         if not len(x) == columns.shape[1] == len(groups):
             got = f"{len(x)} rows, {columns.shape[1]} labels and {len(groups)} groups"
             raise ShapeError("a probe's data", "as many labels and groups as rows", got)
-        bad = int((~x.isfinite()).sum())
-        if bad:
-            raise NonFiniteError("a probe's rows", bad, x.numel())
+        for what, values in (("a probe's rows", x), ("a probe's rows, squared", x.square())):
+            bad = int((~values.isfinite()).sum())
+            if bad:
+                raise NonFiniteError(what, bad, x.numel())
         n_classes = _n_classes(columns)
         for column in columns:
             present = column.unique().tolist()
@@ -130,7 +135,37 @@ class ProbeMethod(ABC):
             raise OptionError(
                 "y", f"{MINIMUM} groups or more of each class", f"a class with {most}"
             )
-        return tuple(self.solve(x.double(), columns, groups))
+        return tuple(self.solve(x, columns, groups))
+
+
+def checked_rows(x: Float[Tensor, "row d"], d: int | None = None) -> Float[Tensor, "row d"]:
+    """The rows, if they are rows of floats, `d` wide where that is given.
+
+    Raises:
+        OptionError: If they are no tensor.
+        ShapeError: If they are another tensor.
+    """
+    expect("x", x, Tensor, "a tensor of rows (row d)")
+    wide = x.ndim == len(("row", "d")) and x.shape[1] > 0 and d in (None, x.shape[1])
+    if not wide or not x.is_floating_point():
+        expected = f"floats of shape (row {'d' if d is None else d})"
+        raise ShapeError("a probe's rows", expected, f"{x.dtype} of shape {tuple(x.shape)}")
+    return x
+
+
+def _whole(name: str, values: Tensor, axes: str) -> Tensor:
+    """Labels or groups, as 64-bit integers.
+
+    Raises:
+        OptionError: If they are no tensor.
+        ShapeError: If they are truth values or floats, or have other axes.
+    """
+    expect(name, values, Tensor, f"a tensor of whole numbers ({axes})")
+    whole = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    if not whole or values.ndim != len(axes.split()):
+        got = f"{values.dtype} of shape {tuple(values.shape)}"
+        raise ShapeError(name, f"whole numbers of shape ({axes})", got)
+    return values.long()
 
 
 def _n_classes(columns: Int[Tensor, "column row"]) -> int:

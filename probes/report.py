@@ -16,6 +16,7 @@ from typing_extensions import override
 from probes.method import Kind, Probe
 from workbench.core.direction import Direction
 from workbench.core.errors import UnknownNameError
+from workbench.core.options import index
 from workbench.core.provenance import Provenance
 from workbench.core.result import Axis, Check, Result, Table
 from workbench.core.sites import Site, Sites
@@ -132,7 +133,7 @@ class ProbeReport(Result):
             OptionError: If `kind` or `of` is unknown, or `of` is left open with many classes.
         """
         where = self.best.site if site is None else self._own(site)
-        towards = dict(enumerate(self.label_names)).get(1 if of is None else of, "")
+        towards = dict(enumerate(self.label_names)).get(1 if of is None else index("of", of), "")
         parameters = {**self.provenance.parameters, "site": str(where), "kind": kind}
         return self.probes[where].direction(
             where,

@@ -18,6 +18,7 @@ from probes.method import METHODS, ProbeMethod
 from probes.report import ProbeReport, Selection
 from workbench.core.errors import OptionError
 from workbench.core.harvest import Progress, ReadPosition, harvest
+from workbench.core.options import count, expect, index
 from workbench.core.protocols import Model
 from workbench.core.provenance import Provenance, hyper_parameters, provenance
 from workbench.core.result import Axis, Check
@@ -48,13 +49,17 @@ def sweep(  # noqa: PLR0913 - what is read where, how it is tested, and how it i
 
     Raises:
         UnknownNameError: If the model lacks one of `sites`, or there is no such method.
-        OptionError: If a class has too few groups for `n_folds`, or `n_shuffles` is below 1.
+        OptionError: If a class has too few groups for `n_folds`, `n_shuffles` or `limit` is below
+            1, or an argument is of another kind.
         ConvergenceError: If a fit does not reach its tolerance.
         NonFiniteError: If an activation is not finite.
     """
-    if n_shuffles < 1:
-        raise OptionError("n_shuffles", "1 or more", n_shuffles)
-    chosen = METHODS[method] if isinstance(method, str) else method
+    expect("model", model, Model, "a model, as wb.load gives")
+    expect("data", data, TextData, "a TextData, as probes.datasets.load gives")
+    _expect_functions(progress=progress, check=check)
+    chosen, limit = _method(method), None if limit is None else count("limit", limit)
+    n_folds, n_shuffles = index("n_folds", n_folds), count("n_shuffles", n_shuffles)
+    seed = count("seed", seed, least=0)
     used = data if limit is None or limit >= len(data) else data.sample(limit, seed)
     split, total = split_of(used, n_folds, n_shuffles, seed), 2 * len(used)
     reading = None if progress is None else _of(progress, total)
@@ -77,6 +82,18 @@ def sweep(  # noqa: PLR0913 - what is read where, how it is tested, and how it i
         model, method=name, source=source, data=used.digest, parameters=parameters, seed=seed
     )
     return _report(used, split, fits, made_by)
+
+
+def _method(method: str | ProbeMethod) -> ProbeMethod:
+    if isinstance(method, str):
+        return METHODS[method]
+    return expect("method", method, ProbeMethod, "a name or a value of probes.METHODS")
+
+
+def _expect_functions(*, progress: Progress | None, check: Cancel | None) -> None:
+    for name, function in (("progress", progress), ("check", check)):
+        if not (function is None or callable(function)):
+            raise OptionError(name, "a function", function)
 
 
 def _of(progress: Progress, total: int) -> Progress:

@@ -10,7 +10,12 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench import cli
-from workbench.core.errors import MissingDependencyError, OptionError, UnknownNameError
+from workbench.core.errors import (
+    FormatError,
+    MissingDependencyError,
+    OptionError,
+    UnknownNameError,
+)
 from workbench.serve import app_file, serve_app
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -29,10 +34,10 @@ def test_without_arguments_it_lists_its_commands() -> None:
 
 
 def test_pull_without_a_name_lists_the_assets_and_their_licences() -> None:
-    shown = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["pull"])
-    assert shown.exit_code == 0
-    assert "smollm2-135m-instruct" in shown.output
-    assert "Apache-2.0" in shown.output
+    shown = shell("pull")
+    assert shown.returncode == 0
+    assert "smollm2-135m-instruct" in shown.stdout
+    assert "Apache-2.0" in shown.stdout
 
 
 def test_an_unknown_asset_is_a_message_and_exit_code_1() -> None:
@@ -99,3 +104,40 @@ def test_the_app_is_found_and_a_bad_port_refused(
 def test_an_unknown_model_is_named_with_its_nearest() -> None:
     with pytest.raises(UnknownNameError, match="smollm2-135m-instruct"):
         wb.load("smollm2-135m")
+
+
+def test_text_for_a_terminal_keeps_letters_and_loses_commands() -> None:
+    assert cli.plain("日本 🙂\u200d👨 a\u00adb\n\tc") == "日本 🙂\u200d👨 a\u00adb\n\tc"
+    assert cli.plain("x\x1b]0;owned\x07\u202ey\x9bz") == "x\ufffd]0;owned\ufffd\ufffdy\ufffdz"
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "~nobody-of-that-name/x", "", "no\x1b[2Jsuch"])
+def test_a_strange_name_is_an_unknown_model(name: str) -> None:
+    done = shell("run", "hi", "-m", name)
+    assert done.returncode == 1
+    assert "UnknownNameError: No model named" in done.stderr
+    assert "\x1b[2J" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_to_show_is_refused() -> None:
+    for top in ("0", "-1"):
+        assert CliRunner().invoke(cli.app, ["run", "hi", "--top", top]).exit_code == 2
+
+
+def test_a_server_that_did_not_start_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.serve.serve_app", lambda **_: 3)
+    assert CliRunner().invoke(cli.app, ["app"]).exit_code == 3
+
+
+def test_a_model_that_cannot_be_loaded_is_not_suggested() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        wb.load("nope")
+    assert caught.value.known == ("smollm2-135m-instruct",)
+
+
+def test_a_missing_plan_is_said_once() -> None:
+    with pytest.raises(FormatError, match=r"^/nope does not exist\.$"):
+        wb.Plan.load("/nope")
+    with pytest.raises(FormatError, match="cannot be read"):
+        wb.Plan.load("a" * 300)

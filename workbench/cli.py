@@ -4,6 +4,7 @@ A `WorkbenchError` is shown as its message, with exit code 1; anything else cras
 """
 
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from workbench.core.errors import WorkbenchError
 
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 DEFAULT = "smollm2-135m-instruct"
 app = typer.Typer(
     name="workbench",
@@ -33,7 +35,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except WorkbenchError as error:
-        err.print(Text(f"{type(error).__name__}: {error}", style="red"))
+        err.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
         sys.exit(1)
 
 
@@ -56,7 +58,7 @@ def run(
     prompt: str,
     model: Model = DEFAULT,
     plan: PlanFile = None,
-    top: Annotated[int, typer.Option(help="How many next tokens to show.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="How many next tokens to show.")] = 10,
 ) -> None:
     """Run a prompt and show what the model would say next, with what each intervention did."""
     import workbench as wb
@@ -136,16 +138,27 @@ def serve(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8501,
     model: Model = DEFAULT,
 ) -> None:
-    """Serve the app in the browser, on this machine only."""
+    """Serve the app in the browser, on this machine only.
+
+    Raises:
+        Exit: With the server's code.
+    """
     from workbench.serve import serve_app
 
-    serve_app(port=port, model=model)
+    raise typer.Exit(serve_app(port=port, model=model))
 
 
 def plain(text: str) -> str:
-    """Text that cannot command a terminal: no control characters but new lines and tabs."""
-    kept = (c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
-    return "".join(kept)
+    """Text that cannot command a terminal: no control characters but new lines and tabs.
+
+    What turns the direction of writing around is shown as U+FFFD too; joiners are part of a text.
+    """
+    return "".join("\ufffd" if _commands(c) else c for c in text)
+
+
+def _commands(character: str) -> bool:
+    turns = unicodedata.bidirectional(character) in TURNS
+    return turns or (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t")
 
 
 def _assets_table() -> Table:

@@ -4,6 +4,7 @@
 """
 
 from probes.data import Dataset, TextData
+from workbench.core.options import count
 from workbench.core.registry import discover
 
 DATASETS = discover("probes.datasets", "DATASET", Dataset)
@@ -20,7 +21,8 @@ def load(name: str, *, limit: int | None = None, seed: int = 0) -> TextData:
         UnknownNameError: If there is no such data set; names the nearest.
         AssetError: If its asset has to be fetched, and cannot be.
         FormatError: If its file is not the published one.
-        OptionError: If `limit` is less than 1.
+        OptionError: If `limit` is less than 1, or `seed` less than 0.
     """
+    most = None if limit is None else count("limit", limit)
     data = DATASETS[name].build()
-    return data if limit is None else data.sample(min(limit, len(data)), seed)
+    return data if most is None else data.sample(min(most, len(data)), seed)

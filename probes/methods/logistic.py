@@ -15,6 +15,7 @@ from probes.linear import Fit, linear_probes, scores
 from probes.method import Probe, ProbeMethod
 from probes.solver import Problems, Solutions, margin_loss, solve
 from workbench.core.errors import OptionError
+from workbench.core.options import count, iterated, number
 from workbench.core.result import Check
 
 INNER_TOLERANCE = 1e-4  # of the summed loss: far below what tells one penalty from the next
@@ -52,8 +53,13 @@ class Logistic(ProbeMethod):
     source: ClassVar[str] = "Alain & Bengio 2016, arXiv:1610.01644"
 
     def __post_init__(self) -> None:
-        if not self.penalties or min(self.penalties) <= 0:
+        penalties = tuple(number("penalties", one) for one in iterated("penalties", self.penalties))
+        if not penalties or min(penalties) <= 0:
             raise OptionError("penalties", "one or more numbers above 0", self.penalties)
+        if number("tolerance", self.tolerance) <= 0:
+            raise OptionError("tolerance", "above 0", self.tolerance)
+        count("inner_folds", self.inner_folds, least=2)
+        object.__setattr__(self, "penalties", penalties)
 
     @override
     def solve(

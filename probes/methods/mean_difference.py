@@ -13,6 +13,7 @@ from typing_extensions import override
 from probes.folds import folds, most_folds
 from probes.linear import Fit, linear_probes, scores
 from probes.method import Probe, ProbeMethod
+from workbench.core.options import count
 
 
 @final
@@ -26,6 +27,9 @@ class MeanDifference(ProbeMethod):
 
     inner_folds: int = 5
     source: ClassVar[str] = "Marks & Tegmark 2023, arXiv:2310.06824"
+
+    def __post_init__(self) -> None:
+        count("inner_folds", self.inner_folds, least=2)
 
     @override
     def solve(

@@ -50,8 +50,8 @@ report.checks
 ## Writing
 
 Reading does not show that the model uses what is read. So the probe's *pattern*, which is how the
-stream varies with the class, is added at every position of another prompt, some spreads (sigma)
-long. If the model uses it, its next word changes with the dose.
+stream varies with the class, is added at every position of another prompt, some spreads within a
+class (sigma) long. If the model uses it, its next word changes with the dose.
 """
 
 # %%

@@ -181,3 +181,22 @@ def test_places_before_the_prompts_part_need_no_run(kind: str) -> None:
     assert torch.equal(found.scores[:, :2], torch.zeros(3, 2, dtype=torch.float64))
     assert bool((found.scores[:, 2] != 0).all())
     assert {check.name: check.value for check in found.checks}["parted"] == 2
+
+
+@kinds
+@pytest.mark.parametrize("name", ["attn_scores", "pattern"])
+def test_attention_is_patched_head_by_head(kind: str, name: str) -> None:
+    model, site = tiny.model(kind, torch.float64), f"blocks.1.attn.hook_{name}"
+    found = METHOD(model, ONE, sites=site, axes=("layer", "head"))
+    metric = wb.metrics.logit_difference(ONE)
+    given = wb.run(model, str(ONE.corrupt), record=[site])[site]
+    base = metric(wb.run(model, str(ONE.clean)))
+    for head in range(model.sizes.n_heads):
+        change = wb.Intervention(site, wb.ops.set(given), heads=head)
+        effect = metric(wb.run(model, str(ONE.clean), plan=[change])) - base
+        assert float(found.scores[0, head]) == pytest.approx(float(effect), abs=1e-10)
+
+
+def test_a_site_outside_the_blocks_is_named_as_itself() -> None:
+    found = METHOD(tiny.model(), ONE, sites="hook_embed")
+    assert found.axes[0].labels == ("hook_embed",)

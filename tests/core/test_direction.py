@@ -101,7 +101,7 @@ def test_what_is_no_direction_is_not_loaded(tmp_path: Path) -> None:
     other = replace(wb.load_result(file), kind="Attribution", extra={})
     with pytest.raises(FormatError, match=r"holds no direction but a Attribution: 'site'"):
         wb.Direction.load(other.save(tmp_path / "other.safetensors"))
-    wrong = replace(wb.load_result(file), tensors={"vector": torch.full((3,), float("nan"))})
+    wrong = replace(wb.load_result(file), tensors={"vector": torch.full((24,), float("nan"))})
     with pytest.raises(FormatError, match="one axis of finite numbers"):
         wb.Direction.load(wrong.save(tmp_path / "wrong.safetensors"))
     with pytest.raises(FormatError, match="is no saved result"):

@@ -353,8 +353,17 @@ def test_a_plan_that_the_text_never_reaches_is_refused(use_cache: bool) -> None:
 
 def test_logits_that_are_not_finite_end_it() -> None:
     broken = wb.Intervention("blocks.2.hook_resid_post", lambda x: x * torch.inf, positions=4)
-    with pytest.raises(NonFiniteError, match="the logits of a generated token: "):
-        wb.generate(tiny.model(), "abc", plan=[broken], max_new_tokens=6)
+    for use_cache in (True, False):
+        with pytest.raises(NonFiniteError, match=r"^blocks\.2\.hook_resid_post: 24 of "):
+            wb.generate(tiny.model(), "abc", plan=[broken], max_new_tokens=6, use_cache=use_cache)
+
+
+def test_a_negative_position_counts_from_the_prompt_in_a_run_and_in_a_generation() -> None:
+    cut = wb.Intervention(POST, wb.ops.zero(), positions=[-1, -6])
+    with pytest.raises(EmptySelectionError, match=r"\[-6\] are beyond the 5 tokens"):
+        wb.run(tiny.model(), "abcde", plan=[cut])
+    with pytest.raises(EmptySelectionError, match=r"positions \[-6\] are beyond"):
+        wb.generate(tiny.model(), "abcde", plan=[cut], max_new_tokens=4)
 
 
 def test_a_check_may_cancel_between_any_two_sites() -> None:

@@ -258,3 +258,42 @@ def test_operators_from_nothing_known_are_format_errors() -> None:
 def test_a_stored_projection_must_be_one(basis: Tensor, center: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         operator_from("project_out", {}, {"basis": basis, "center": center})
+
+
+def test_an_operand_is_a_copy_that_its_maker_no_longer_changes() -> None:
+    vector = torch.ones(6, dtype=torch.float64)
+    made = [ops.add(vector), ops.set(vector), ops.mean(vector), ops.project_out(vector)]
+    before = [operator(X, POST, PLACE, 1.0) for operator in made]
+    vector.zero_()
+    for operator, kept in zip(made, before, strict=True):
+        assert torch.equal(operator(X, POST, PLACE, 1.0), kept)
+
+
+def test_masked_scores_may_be_set_and_nothing_else_that_is_not_finite() -> None:
+    scores = torch.zeros(1, 2, 4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), float("-inf"))
+    assert ops.set(scores).operand.isinf().any()
+    assert ops.mean(scores).operand.isinf().any()
+    for wrong in (float("inf"), float("nan")):
+        with pytest.raises(NonFiniteError, match=r"ops\.set: 1 of 1"):
+            ops.set(torch.tensor([wrong]))
+    with pytest.raises(NonFiniteError, match=r"ops\.add"):
+        ops.add(scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64])
+def test_an_operand_is_of_a_dtype_that_models_have(dtype: torch.dtype) -> None:
+    with pytest.raises(ShapeError, match="a tensor of floating point numbers"), tiny.unchecked():
+        ops.add(torch.zeros(3).to(dtype))
+
+
+def test_an_operator_that_was_not_called_is_refused_by_name() -> None:
+    with (
+        pytest.raises(OptionError, match=r"called: wb\.ops\.zero\(…\), got 'zero'"),
+        tiny.unchecked(),
+    ):
+        ops.function(ops.zero)  # pyright: ignore[reportArgumentType]
+
+
+def test_no_directions_cannot_be_projected_out() -> None:
+    with pytest.raises(ShapeError, match=r"ops\.project_out"):
+        ops.project_out(torch.ones(0, 6))

@@ -167,12 +167,16 @@ def test_missed_names_the_positions_that_no_row_has(indices: list[int], lengths:
     def nowhere(index: int) -> bool:
         return all(not -length <= index < length for length in lengths)
 
-    assert At(tuple(indices)).missed(lengths) == tuple(filter(nowhere, indices))
+    assert At(tuple(indices)).missed(lengths, lengths) == tuple(filter(nowhere, indices))
+
+
+def test_a_negative_position_counts_from_the_prompt_however_long_the_text_grew() -> None:
+    assert At((-1, -6, 8, 9)).missed([5], [9]) == (-6, 9)
 
 
 @pytest.mark.parametrize("where", [None, "prompt", "generated", slice(50, None)])
 def test_only_positions_named_one_by_one_can_be_missed(where: Where) -> None:
-    assert scope(where).missed([3]) == ()
+    assert scope(where).missed([3], [3]) == ()
 
 
 @given(rows=ROWS, side=st.sampled_from(["left", "right"]))

@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import tiny
 from workbench.core.errors import UnknownNameError
 from workbench.core.registry import Registry, discover
 
@@ -72,3 +74,22 @@ def test_an_error_inside_an_extension_is_its_own(folder: Registry[str]) -> None:
 def test_it_is_read_only(folder: Registry[str]) -> None:
     with pytest.raises(TypeError, match="item assignment"):
         folder["new"] = "x"  # pyright: ignore[reportIndexIssue]
+
+
+def test_what_is_no_name_is_an_unknown_one(folder: Registry[str]) -> None:
+    table: Any = folder
+    for strange in (5, None, ["alone"]):
+        with tiny.unchecked(), pytest.raises(UnknownNameError, match="No plugged_in named"):
+            table[strange]
+        with tiny.unchecked():
+            assert strange not in table
+
+
+def test_one_of_a_folder_is_named_in_the_singular() -> None:
+    for package, told in (
+        ("workbench.models.families", "No family named 'no'"),
+        ("workbench.attribution.methods", "No method named 'no'"),
+        ("probes.datasets", "No data set named 'no'"),
+    ):
+        with pytest.raises(UnknownNameError, match=told):
+            discover(package, "X", object)["no"]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import workbench as wb
+from tests import tiny
 from workbench.core.errors import FormatError
 from workbench.core.provenance import Provenance
 from workbench.core.result import FORMAT, Axis, Check, SavedResult, Table, grid_table, load_result
@@ -123,6 +124,29 @@ def test_a_malformed_header_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "one.safetensors"
     save_file({"z": torch.ones(2)}, file, {FORMAT: text})
     with pytest.raises(FormatError, match="is no saved result"):
+        load_result(file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"axes": [["layer", ["0"]]]},
+        {"axes": [[3, ["0", "1"]]]},
+        {"axes": [["layer", [0, 1]]]},
+        {"values": [], "axes": []},
+        {"unit": 3},
+        {"checks": [[1, 0.5, "nats", ""]]},
+    ],
+    ids=str,
+)
+def test_a_header_that_does_not_fit_its_tensors_is_refused(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    file, fits = tmp_path / "one.safetensors", {"axes": [["layer", ["0", "1"]]]}
+    save_file({"z": torch.ones(2)}, file, {FORMAT: json.dumps({**header(), **fits})})
+    assert load_result(file).table().columns["z"] == [1.0, 1.0]
+    save_file({"z": torch.ones(2)}, file, {FORMAT: json.dumps({**header(), **fits, **changes})})
+    with tiny.unchecked(), pytest.raises(FormatError, match="is no saved result"):
         load_result(file)
 
 

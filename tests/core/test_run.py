@@ -1,5 +1,6 @@
 """Runs: slices equal the whole, an early stop is one, and what went wrong is named."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from typing_extensions import override
 
 import workbench as wb
 from tests import tiny
+from workbench.attribution import METHODS as ATTRIBUTION
 from workbench.core.data import Batch
 from workbench.core.errors import (
     CancelledError,
@@ -27,6 +29,7 @@ from workbench.core.errors import (
 from workbench.core.run import not_finite
 from workbench.core.sites import Site
 from workbench.core.tap import Tap
+from workbench.lenses import METHODS as LENSES
 
 kinds = pytest.mark.parametrize("kind", tiny.KINDS)
 ROWS = [[1, 2, 3, 4, 5, 6], [7, 8, 9], [10]]
@@ -405,3 +408,65 @@ def test_what_is_recorded_carries_no_graph() -> None:
     with torch.enable_grad():
         trace = wb.run(tiny.model(), "ab", record=lambda site: True)
     assert not any(value.requires_grad for value in (trace.logits, *trace.values()))
+
+
+# --- whatever mode the caller is in -------------------------------------------------------------
+
+
+@kinds
+def test_inference_mode_around_a_call_changes_nothing(kind: str) -> None:
+    model, site = tiny.model(kind), wb.Site.parse("blocks.1.hook_resid_post")
+    contrast = wb.Contrast(clean="abcd", corrupt="abXd", target="x", foil="y")
+    metric = wb.metrics.logit_difference(contrast)
+    calls: list[Callable[[], Tensor]] = [
+        lambda: wb.gradients(model, "abcd", site, metric)[site],
+        lambda: wb.run(model, "abcd", plan=[wb.Intervention(site, lambda x: x.tanh())]).logits,
+        lambda: ATTRIBUTION["direct_logit_attribution"](model, contrast).per_example,
+        lambda: ATTRIBUTION["activation_patching"](model, contrast).per_example,
+        lambda: LENSES["logit_lens"](model, "abcd").kl,
+    ]
+    for call in calls:
+        plain = call()
+        with torch.inference_mode():
+            inside = call()
+            assert torch.is_inference_mode_enabled()
+        assert tiny.same_bytes(inside, plain)
+        assert not inside.is_inference()
+    said = wb.generate(model, "ab", plan=[wb.Intervention(site, lambda x: x.tanh())])
+    with torch.inference_mode():
+        again = wb.generate(model, "ab", plan=[wb.Intervention(site, lambda x: x.tanh())])
+    assert again.log_probabilities == said.log_probabilities
+
+
+@kinds
+def test_an_operand_made_in_inference_mode_can_be_differentiated_through(kind: str) -> None:
+    contrast = wb.Contrast(clean="abcd", corrupt="abXd", target="x", foil="y")
+    with torch.inference_mode():
+        operators = [wb.ops.project_out(tiny.normal(24).clone()), wb.ops.add(tiny.normal(24) + 0)]
+    plan = [wb.Intervention("blocks.1.hook_resid_pre", one) for one in operators]
+    slopes = wb.gradients(
+        tiny.model(kind), "abcd", "hook_embed", wb.metrics.logit_difference(contrast), plan=plan
+    )
+    assert float(next(iter(slopes.values())).abs().sum()) > 0
+
+
+def test_a_tap_that_writes_where_torch_does_not_count_reaches_only_its_copy() -> None:
+    class Sly(Tap):
+        @override
+        def __call__(self, site: Site, value: Tensor) -> Tensor:
+            out = value.clone()
+            value.data.zero_()
+            return out
+
+        @override
+        def wants(self, site: Site) -> bool:
+            return False
+
+    model = tiny.model()
+    assert tiny.same_bytes(wb.run(model, ROWS, tap=Sly()).logits, wb.run(model, ROWS).logits)
+
+
+def test_logits_is_a_flag_also_where_something_is_recorded() -> None:
+    run: Any = wb.run
+    with tiny.unchecked(), pytest.raises(OptionError, match="logits must be True or False"):
+        run(tiny.model(), "ab", record="hook_embed", logits="no")

@@ -68,6 +68,12 @@ def test_the_batch_tells_pads_from_tokens() -> None:
     assert TRACE.batch.real.tolist() == [[True] * 3, [True, True, False]]
 
 
+def test_a_trace_is_equal_to_itself_alone() -> None:
+    other = wb.run(MODEL, ROWS, record=[POST, "hook_embed"])
+    assert other != TRACE
+    assert len({TRACE, other, TRACE}) == 2
+
+
 def test_it_shows_itself_in_a_line() -> None:
     model = tiny.model()
     trace = wb.run(model, [[1, 2, 3], [4]], record="blocks.*.hook_resid_post")

@@ -262,3 +262,57 @@ def test_a_fingerprint_names_the_weights_and_the_config(kind: str) -> None:
     eps = {"rms_norm_eps": 1e-3} if kind == "llama" else {"layer_norm_epsilon": 1e-3}
     assert wb.load(tiny.hf(kind, **eps)).fingerprint != one.fingerprint
     assert wb.load(tiny.hf(kind), dtype=torch.float64).fingerprint != one.fingerprint
+
+
+# --- dtypes, devices and sizes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strange", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_that_nothing_computes_with_are_named(strange: torch.dtype) -> None:
+    hf = tiny.hf_llama()
+    weights = dict(hf.state_dict())
+    weights["model.norm.weight"] = weights["model.norm.weight"].to(strange)
+    with pytest.raises(WeightsError, match=rf"ln_final\.weight is {strange}: not computed with"):
+        assemble(hf.config.to_dict(), weights, name="strange")
+
+
+def test_weights_of_several_dtypes_need_one_to_be_chosen() -> None:
+    hf = tiny.hf_llama()
+    weights = dict(hf.state_dict())
+    weights["model.norm.weight"] = weights["model.norm.weight"].half()
+    with pytest.raises(WeightsError, match=r"of several dtypes \(torch.float16, torch.float32\)"):
+        assemble(hf.config.to_dict(), weights, name="mixed")
+    model = assemble(hf.config.to_dict(), weights, name="mixed", dtype=torch.float32)
+    assert wb.run(model, IDS).logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float16"}, "dtype must be one of torch.float16"),
+        ({"dtype": torch.int8}, "dtype must be one of torch.float16"),
+        ({"dtype": torch.float8_e4m3fn}, "dtype must be one of torch.float16"),
+        ({"device": "meta"}, "device must be one that computes"),
+        ({"device": "nowhere"}, "device must be one that this machine has"),
+    ],
+)
+def test_what_no_machine_computes_with_is_refused(options: dict[str, Any], message: str) -> None:
+    with tiny.unchecked(), pytest.raises(OptionError, match=message):
+        wb.load(tiny.hf_llama(), **options)
+
+
+@kinds
+def test_a_model_loaded_in_inference_mode_has_gradients(kind: str) -> None:
+    with torch.inference_mode():
+        model = wb.load(tiny.hf(kind))
+    contrast = wb.Contrast([[1, 2, 3]], [[1, 4, 3]], 5, 6)
+    metric = wb.metrics.logit_difference(contrast)
+    slopes = wb.gradients(model, [[1, 2, 3]], "hook_embed", metric)
+    assert float(next(iter(slopes.values())).abs().sum()) > 0
+
+
+def test_more_blocks_than_any_model_has_are_refused_before_they_are_built(folder: Path) -> None:
+    name = "num_hidden_layers" if "llama" in (folder / "config.json").read_text() else "n_layer"
+    reconfigure(folder, **{name: 10**9})
+    with pytest.raises(OptionError, match=f"config key '{name}' must be at most 1000"):
+        wb.load(folder)

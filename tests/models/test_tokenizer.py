@@ -13,6 +13,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 
+from tests import tiny
 from workbench.core.errors import FormatError, OptionError, PromptError, TokenError
 from workbench.core.protocols import Vocabulary
 from workbench.core.text_stream import TextStream
@@ -518,3 +519,45 @@ def test_the_default_tokenizer_is_transformers_own() -> None:
     chat = own.chat([{"role": "user", "content": "Hi"}])
     assert chat.text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert own.token_text(own.single(" Mary")) == " Mary"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"added_tokens_decoder": {"x": {"content": "a"}}},
+        {"added_tokens_decoder": [1]},
+        {"added_tokens_decoder": {"-5": "a"}},
+    ],
+)
+def test_a_malformed_list_of_added_tokens_is_a_typed_error(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = write_folder(tmp_path / "odd", byte_level(), {**CONFIG, **changes})
+    with pytest.raises(FormatError, match="added_tokens_decoder must be a table from token ids"):
+        Tokenizer.from_folder(folder)
+
+
+def test_odd_templates_and_tokens_are_passed_over(tmp_path: Path) -> None:
+    odd = {"added_tokens_decoder": {"5": "plain"}, "chat_template": [5, {"name": "default"}]}
+    tokenizer = Tokenizer.from_folder(
+        write_folder(tmp_path / "odd", byte_level(), {**CONFIG, **odd})
+    )
+    assert tokenizer.chat_template is None
+    (tmp_path / "odd" / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(FormatError, match="cannot be read"):
+        Tokenizer.from_folder(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("token", [-1, 2**31, 2**40])
+def test_an_id_beyond_any_vocabulary_is_refused(ours: dict[str, Tokenizer], token: int) -> None:
+    for tokenizer in ours.values():
+        with pytest.raises(PromptError, match="A token id must be 0 or more and below"):
+            tokenizer.decode([token])
+        with pytest.raises(PromptError, match="A token id must be 0 or more and below"):
+            tokenizer.token_text(token)
+
+
+def test_a_text_is_no_conversation(ours: dict[str, Tokenizer]) -> None:
+    chat: Any = next(iter(ours.values())).chat
+    with tiny.unchecked(), pytest.raises(PromptError, match="message 0: expected a table with"):
+        chat("hi")

@@ -30,6 +30,19 @@ def labelled(n: int, d: int, n_classes: int, *, seed: int = 0) -> tuple[Tensor, 
     return x, ((x - 5) @ truth + 3 * noise * d**0.5).argmax(1)
 
 
+def one_sided(n_classes: int, *, n: int = 40, d: int = 50, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows that one direction cuts in two, and labels that all differ on one side of it.
+
+    As where texts share a template: along that direction the rows that decide the fit all lie on
+    one side, so that the bias and the weights must move together.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    side, own = torch.arange(n) % 2, torch.arange(n) // 2 % n_classes
+    away = 10 * torch.randn(d, generator=draws, dtype=torch.double)
+    words = torch.randn(n, d, generator=draws, dtype=torch.double)
+    return words + side[:, None] * away, side * own
+
+
 def letters(n: int, *, at: int, seed: int = 0, groups: int | None = None) -> TextData:
     """Texts of random letters; the label says on which half of the alphabet letter `at` is."""
     draws = torch.Generator().manual_seed(seed)

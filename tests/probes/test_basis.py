@@ -37,3 +37,12 @@ def test_a_constant_coordinate_gets_no_weight() -> None:
     assert own.z.shape[1] == 3
     raw, _ = own.raw(torch.ones(1, 1, 3).double(), torch.zeros(1, 1).double())
     assert float(raw[0, 0, 1]) == 0
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 7), (5, 9)])
+def test_rows_that_are_all_equal_have_no_direction(n: int, d: int) -> None:
+    own = basis(torch.full((n, d), 2500.1))
+    assert own.z.shape == (n, 0)
+    raw, bias = own.raw(torch.zeros(1, 1, 0).double(), torch.full((1, 1), 0.5).double())
+    assert torch.equal(raw, torch.zeros(1, 1, d).double())
+    assert float(bias) == 0.5

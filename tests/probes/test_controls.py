@@ -50,6 +50,12 @@ def test_the_majority_is_that_of_the_other_folds() -> None:
     assert majority(y, torch.tensor([0, 0, 1, 1])).tolist() == [False] * 4  # anti-correlated
 
 
+def test_texts_without_a_word_tell_no_more_than_the_commonest_class() -> None:
+    y, fold = (torch.arange(60) % 3 == 0).long(), torch.arange(60) % 5
+    blanks = [" " * (1 + i) for i in range(60)]
+    assert torch.equal(bag_of_words(blanks, y, fold), majority(y, fold))
+
+
 def test_words_that_give_the_label_away_are_found() -> None:
     y = torch.arange(60) % 2
     texts = [f"word{i % 7} {'good' if label else 'bad'} !" for i, label in enumerate(y.tolist())]

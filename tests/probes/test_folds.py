@@ -53,3 +53,9 @@ def test_more_folds_than_groups_of_a_class_are_refused(n_folds: int) -> None:
     y = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1])
     with pytest.raises(OptionError, match="n_folds must be 2 to 3, the number of groups"):
         folds(y, torch.arange(8), n_folds)
+
+
+def test_a_class_that_no_row_has_is_none() -> None:
+    y, groups = torch.arange(40) % 2, torch.arange(40)
+    assert most_folds(2 * y, groups) == most_folds(y, groups) == 20
+    assert torch.equal(folds(2 * y, groups, 5), folds(y, groups, 5))

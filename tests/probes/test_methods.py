@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from probes.methods.logistic import Logistic
@@ -54,8 +55,37 @@ def test_one_gap_takes_one_mean_to_the_other_along_the_direction() -> None:
         unit = direction.unit_vector.double()
         means = x[y == 1].mean(0) - x[y == 0].mean(0)
         assert direction.gap == pytest.approx(float(means @ unit), rel=1e-5)
-        assert direction.sigma == pytest.approx(float((x @ unit).std()), rel=1e-5)
+        assert direction.sigma == pytest.approx(within(x @ unit, y), rel=1e-5)
         assert direction.norm == pytest.approx(float(x.norm(dim=1).mean()), rel=1e-12)
+
+
+def within(values: Tensor, y: Tensor) -> float:
+    """The pooled standard deviation, class by class."""
+    classes = y.unique().tolist()
+    squares = [float(values[y == one].var()) * (int((y == one).sum()) - 1) for one in classes]
+    return (sum(squares) / (len(y) - len(classes))) ** 0.5
+
+
+def test_a_sigma_is_the_spread_within_a_class_however_far_the_classes_are_apart() -> None:
+    y = torch.arange(4000) % 2
+    noise = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)).double()
+    for apart in (1.0, 1000.0):
+        x = noise + apart * y[:, None]
+        for method in (Logistic(), MeanDifference()):
+            sigma = method.fit(x, y).direction("hook_embed", kind="pattern").sigma
+            assert sigma == pytest.approx(1, abs=0.05)
+
+
+def test_a_sigma_of_many_classes_and_label_columns_is_each_columns_own() -> None:
+    x, y = labelled(300, 5, 3)
+    shuffled = y[torch.randperm(300, generator=torch.Generator().manual_seed(0))]
+    columns = torch.stack([y, shuffled])
+    found = MeanDifference().fit_columns(x, columns, torch.arange(300))
+    for probe, labels in zip(found, columns, strict=True):
+        for label in range(3):
+            direction = probe.direction("hook_embed", kind="filter", of=label)
+            along = x @ direction.unit_vector.double()
+            assert direction.sigma == pytest.approx(within(along, labels), rel=1e-5)
 
 
 def test_logistic_scores_are_log_odds_of_the_truth() -> None:
@@ -92,6 +122,22 @@ def test_many_classes_have_a_direction_each(method: Logistic | MeanDifference) -
         assert direction.gap == pytest.approx(float(means @ direction.unit_vector.double()))
     with pytest.raises(OptionError, match="of must be a class from 0 to 2, got None"):
         probe.direction("hook_embed")
+
+
+@pytest.mark.parametrize("method", [Logistic(), MeanDifference()])
+def test_rows_that_are_all_equal_tell_nothing_but_how_common_a_class_is(
+    method: Logistic | MeanDifference,
+) -> None:
+    y = (torch.arange(40) % 4 == 0).long()  # a quarter
+    for n_classes, labels in ((2, y), (3, y + (torch.arange(40) % 8 == 0))):
+        probe = method.fit(torch.ones(40, 6), labels)
+        assert torch.equal(probe.predict(torch.ones(3, 6)), probe.predict(torch.zeros(3, 6)))
+        assert not bool(probe.direction("hook_embed", of=1).vector.any())
+        if isinstance(method, Logistic):
+            share = torch.bincount(labels).double() / 40  # the bias alone, and exactly
+            said = probe.score(torch.ones(2, 6)).softmax(1)
+            torch.testing.assert_close(said, share.expand(2, n_classes), atol=1e-12, rtol=0)
+            assert probe.inner_accuracy == float(share.max())
 
 
 def test_the_direction_of_class_0_is_the_other_way_round() -> None:

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from probes.basis import basis
 from probes.solver import Problems, Solutions, solve
-from tests.probes.planted import labelled
+from tests.probes.planted import labelled, one_sided
 from workbench.core.errors import ConvergenceError
 
 PENALTIES = (0.05, 2.0, 300.0)
+PER_ROW = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # those that the logistic probe tries
 
 
 def fitted(
@@ -41,6 +42,38 @@ def test_weights_equal_those_of_scikit_learn(n_classes: int) -> None:
         )
         spread = found.bias[i] - torch.from_numpy(oracle.intercept_)  # softmax: up to a constant
         assert float((spread - spread.mean() * (n_classes > 2)).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-8])
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("seed", range(8))
+def test_no_fit_is_refused_because_its_bias_still_moves(
+    seed: int, n_classes: int, tolerance: float
+) -> None:
+    x, y = one_sided(n_classes, seed=seed)
+    own, penalties = basis(x), tuple(one * len(x) for one in PER_ROW)
+    found = fitted(x, y, penalties, tolerance)
+    assert bool((found.gap <= tolerance * (1 + found.value)).all())
+    exact = [minimum(own.z, y, penalty) for penalty in penalties]
+    above = found.value - torch.tensor(exact, dtype=torch.double)
+    assert bool((above <= found.gap + 1e-10).all())  # what the certificate says
+    assert bool((above >= -1e-10).all())
+    for margins in found.margins:
+        p = probabilities(margins.T)
+        slope = (p - truths(y, n_classes)).sum(0)  # the gap is exact where it is 0
+        assert float(slope.abs().max()) < 1e-12 * len(y)
+
+
+def minimum(z: Tensor, y: Tensor, penalty: float) -> float:
+    """The least value of the objective, by scikit-learn."""
+    from sklearn.linear_model import LogisticRegression
+
+    oracle: Any = LogisticRegression(
+        C=1 / penalty, tol=1e-10, max_iter=1000, solver="newton-cholesky"
+    ).fit(z.numpy(), y.numpy())
+    margins = z @ torch.from_numpy(oracle.coef_).T + torch.from_numpy(oracle.intercept_)
+    loss = -probabilities(margins).log().gather(1, y[:, None]).sum()
+    return float(loss) + penalty / 2 * float((oracle.coef_**2).sum())
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])

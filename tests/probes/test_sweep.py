@@ -214,7 +214,7 @@ def test_many_classes_have_a_direction_each() -> None:
 
 def test_what_cannot_be_swept_is_a_typed_error() -> None:
     model, data = tiny.model(), letters(60, at=0)
-    with pytest.raises(UnknownNameError, match=r"No methods named 'logstic'.*logistic"):
+    with pytest.raises(UnknownNameError, match=r"No method named 'logstic'.*logistic"):
         probes.sweep(model, data, method="logstic")
     with pytest.raises(UnknownNameError, match=r"No site named 'blocks.9.hook_resid_post'"):
         probes.sweep(model, data, "blocks.9.hook_resid_post")
@@ -223,10 +223,23 @@ def test_what_cannot_be_swept_is_a_typed_error() -> None:
     one = TextData("one", data.texts, (0,) * 60, data.label_names, data.groups)
     with pytest.raises(OptionError, match=r"data\.labels must be of two classes"):
         probes.sweep(model, one)
+    outer = tuple(2 * label for label in data.labels)
+    gap = TextData("gap", data.texts, outer, ("low", "middle", "high"), data.groups)
+    with pytest.raises(OptionError, match=r"of every class; .* got \"none of 'middle'\""):
+        probes.sweep(model, gap)
     with pytest.raises(OptionError, match="n_folds must be 2 to"):
         probes.sweep(model, data, n_folds=61)
     with pytest.raises(UnknownNameError, match="The sweep did not read it"):
         probes.sweep(model, data, "hook_embed", n_shuffles=1).direction("blocks.0.hook_resid_post")
+
+
+def test_a_site_where_all_rows_are_equal_is_at_chance_and_stops_no_sweep() -> None:
+    data = letters(120, at=0)
+    same = tuple(f"{text[:-1]}z" for text in data.texts)
+    data = TextData("same end", same, data.labels, data.label_names, data.groups)
+    report = probes.sweep(tiny.model(), data, STREAM, n_shuffles=2)
+    assert float(report.accuracy[0]) == report.majority
+    assert report.best.site != report.sites[0]
 
 
 def test_rows_of_a_model_in_half_precision_are_read_too() -> None:

@@ -15,6 +15,7 @@ from workbench.attribution.attribution import Attribution, Kind
 from workbench.core.data import Contrast, TokenContrast
 from workbench.core.errors import NonFiniteError, OptionError
 from workbench.core.metrics import Metric, TokenMetric, logit_difference
+from workbench.core.modes import outside_inference
 from workbench.core.options import expect, texts
 from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.protocols import Model
@@ -59,6 +60,7 @@ class AttributionMethod(ABC):
     ) -> Scores:
         """The method's equation, in a model whose every run is under `plan`."""
 
+    @outside_inference
     def __call__(
         self,
         model: Model,
@@ -87,6 +89,7 @@ class AttributionMethod(ABC):
             raise OptionError("axes", f"some of {', '.join(self.offered)}", axes)
         resolved = tuple(axis for axis in self.offered if axis in resolved)
         metric = logit_difference(contrast) if metric is None else metric
+        expect("metric", metric, Metric, "one of wb.metrics")
         tokens = contrast.on(model)
         held = as_plan(plan)
         found = self.scores(model, tokens, metric.on(model), wanted, resolved, held)

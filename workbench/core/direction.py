@@ -30,8 +30,8 @@ Unit = Literal["raw", "gap", "sigma", "norm"]
 class Direction(Result):
     """A vector at a site in raw activation space, with the sizes its strengths can be counted in.
 
-    `gap` is the distance of the class means along the direction, `sigma` the spread of all rows
-    along it, `norm` the mean norm of a row; each in the activation's own unit.
+    `gap` is the distance of the class means along the direction, `sigma` the standard deviation
+    along it within a class, `norm` the mean norm of a row; each in the activation's own unit.
     """
 
     site: Site
@@ -66,8 +66,8 @@ class Direction(Result):
     ) -> Intervention:
         """Adding the direction: `strength` 1 in "gap" takes one class's mean to the other's.
 
-        "sigma" counts spreads along the direction, "norm" mean norms of a row, "raw" the vector as
-        it is. 0 changes nothing, bit for bit.
+        "sigma" counts spreads within a class along the direction, "norm" mean norms of a row, "raw"
+        the vector as it is. 0 changes nothing, bit for bit.
 
         Raises:
             OptionError: If the unit is unknown.

@@ -15,11 +15,12 @@ from typing_extensions import override
 
 from workbench.core.data import Batch, Prompt, batch_of
 from workbench.core.errors import NonFiniteError, OptionError, PromptError
+from workbench.core.modes import forward_only, outside_inference
 from workbench.core.options import count, flag, texts
 from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.program import Ledger, Program, Receipt, compile_plan
 from workbench.core.protocols import Model, Vocabulary, new_cache
-from workbench.core.run import Check, Checked, not_finite, unembed_at
+from workbench.core.run import Check, Checked, FiniteWatch, not_finite, unembed_at
 from workbench.core.sampling import Sampler, generators
 from workbench.core.tap import Tap, chain
 from workbench.core.text_stream import TextStream
@@ -31,7 +32,7 @@ class Piece:
     """One generated token; prints as the text it completed, which may be empty or several."""
 
     row: int
-    token: int | None  # None in a row's last piece, which flushes held back text
+    token: int
     text: str
     log_probability: float  # under the model as steered, before temperature and truncation
     done: bool
@@ -105,6 +106,7 @@ def generate(
 ) -> Iterator[Piece]: ...
 
 
+@outside_inference
 def generate(  # noqa: PLR0913 - the arguments of a generation
     model: Model,
     prompt: Prompt,
@@ -253,6 +255,7 @@ class _Writer:
         self._checks: tuple[Tap, ...] = () if check is None else (Checked(check),)
         rows = len(batch.tokens)
         self._cache = None if capacity is None else new_cache(model, rows, capacity)
+        self._passes: list[Batch] = []  # what the cache holds, to tell where a NaN came from
 
     def prefill(self) -> Float[Tensor, "batch d_vocab"]:
         """Logits after the prompts."""
@@ -279,14 +282,33 @@ class _Writer:
         """Closes the account; raises if an intervention never acted."""
         ended = "its scope selects no token that the generation reached"
         lengths = (self._batch.start + self._batch.lengths).tolist()
-        self.receipts = self.program.finish(self._ledger, lengths, ended)
+        prompts = self._batch.prompt.tolist()
+        self.receipts = self.program.finish(self._ledger, prompts, ended, lengths=lengths)
 
     def _forward(self, batch: Batch) -> Float[Tensor, "batch d_vocab"]:
+        if self._cache is None:
+            self._passes.clear()
+        self._passes.append(batch)
         tap = chain(*self._checks, self.program.tap(batch.place, self._ledger))
-        with torch.no_grad():
+        with forward_only():
             resid = self._model.embed(batch, tap)
             resid = self._model.layers(resid, batch, tap, cache=self._cache)
             logits = unembed_at(self._model, resid, tap, batch.last[:, None])[:, 0]
         if bad := not_finite(logits):
+            self._locate()
             raise NonFiniteError("the logits of a generated token", bad, logits.numel())
         return logits
+
+    def _locate(self) -> None:
+        """Runs the text so far in one pass, which stops at the first site that is not finite."""
+        batch = _joined(self._passes)
+        tap = chain(self.program.tap(batch.place, Ledger(self.program.plan)), FiniteWatch())
+        with forward_only():
+            self._model.unembed(self._model.layers(self._model.embed(batch, tap), batch, tap), tap)
+
+
+def _joined(passes: Sequence[Batch]) -> Batch:
+    """Several passes over a cache as one without."""
+    real = [torch.ones_like(b.tokens).bool() if b.real is None else b.real for b in passes]
+    tokens = torch.cat([batch.tokens for batch in passes], 1)
+    return Batch(tokens, torch.cat(real, 1), passes[0].start, passes[0].prompt)

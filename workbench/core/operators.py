@@ -8,7 +8,7 @@ same in one full forward, in a decode step and under padding.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import ClassVar, final
 
 import torch
@@ -24,6 +24,7 @@ from workbench.core.errors import (
     OptionError,
     ShapeError,
 )
+from workbench.core.modes import outside_inference
 from workbench.core.options import number
 from workbench.core.place import Place
 from workbench.core.sites import Site
@@ -210,18 +211,21 @@ def zero() -> Zero:
 
 
 def set(value: Activation) -> Set:  # noqa: A001 - the field's name for it
-    """Replace the activation by `value`, broadcast from the right, read at absolute positions."""
-    return Set(_finite("ops.set", value))
+    """Replace the activation by `value`, broadcast from the right, read at absolute positions.
+
+    Masked attention scores are -inf, and may be so in `value`: they stay masked.
+    """
+    return Set(_operand("ops.set", value, masked=True))
 
 
 def mean(value: Activation) -> Mean:
     """Mean ablation by a mean you computed, say `trace[site].mean((0, 1))`."""
-    return Mean(_finite("ops.mean", value))
+    return Mean(_operand("ops.mean", value, masked=True))
 
 
 def add(vector: Activation) -> Add:
     """Add `vector` as it is; its unit is the activation's."""
-    return Add(_finite("ops.add", vector))
+    return Add(_operand("ops.add", vector))
 
 
 def scale(factor: float) -> Scale:
@@ -233,6 +237,7 @@ def scale(factor: float) -> Scale:
     return Scale(number("ops.scale", factor))
 
 
+@outside_inference
 def project_out(
     directions: Float[Tensor, " d"] | Float[Tensor, "rank d"],
     *,
@@ -245,18 +250,19 @@ def project_out(
         OptionError: If the directions span nothing.
         NonFiniteError: If one is not finite.
     """
-    _finite("ops.project_out", directions)
-    if directions.ndim not in (1, 2):
+    directions = _operand("ops.project_out", directions)
+    if directions.ndim not in (1, 2) or not directions.numel():
         raise ShapeError("ops.project_out", "(d) or (rank d)", str(tuple(directions.shape)))
-    if center is not None and _finite("center", center).shape != directions.shape[-1:]:
+    center = None if center is None else _operand("center", center)
+    if center is not None and center.shape != directions.shape[-1:]:
         wanted = f"a center of shape {tuple(directions.shape[-1:])}"
         raise ShapeError("ops.project_out", wanted, str(tuple(center.shape)))
-    rows = torch.atleast_2d(directions.detach()).double()
+    rows = torch.atleast_2d(directions).double()
     _, sizes, basis = torch.linalg.svd(rows, full_matrices=False)
     kept = sizes > 1e-6 * sizes.max()  # a direction nearly in the span of others is rounding noise
     if not bool(kept.any()) or float(sizes.max()) == 0:
         raise OptionError("directions", "vectors that are not all zero", tuple(rows.shape))
-    middle = torch.zeros(rows.shape[-1]) if center is None else center.detach()
+    middle = torch.zeros(rows.shape[-1]) if center is None else center
     return ProjectOut(basis[kept].to(directions.dtype), middle.to(directions.dtype))
 
 
@@ -268,6 +274,8 @@ def function(change: Callable[[Tensor], Tensor]) -> Function:
     """
     if not callable(change):
         raise OptionError("function", "callable", change)
+    if isinstance(change, FunctionType) and change.__module__ == __name__:
+        raise OptionError("operator", f"called: wb.ops.{change.__name__}(…)", change.__name__)
     return Function(change)
 
 
@@ -309,7 +317,7 @@ def _stored_projection(basis: Tensor, center: Tensor) -> ProjectOut:
     if basis.ndim != 2 or not 0 < len(basis) <= basis.shape[1] or center.shape != basis.shape[1:]:
         got = f"{tuple(basis.shape)} and {tuple(center.shape)}"
         raise ShapeError("project_out", "a basis (rank d) and a center (d)", got)
-    basis, center = _finite("project_out", basis), _finite("project_out", center)
+    basis, center = _operand("project_out", basis), _operand("project_out", center)
     gram = basis.double() @ basis.double().T
     if float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max()) > 0.05:  # bfloat16
         raise OptionError("project_out", "saved with an orthonormal basis", tuple(basis.shape))
@@ -398,11 +406,23 @@ def _fits(operand: Tensor, value: Tensor) -> bool:
     return all(mine in (1, theirs) for mine, theirs in zip(operand.shape, value.shape, strict=True))
 
 
-def _finite(where: str, value: Tensor) -> Tensor:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _operand(where: str, value: Tensor, *, masked: bool = False) -> Tensor:
+    """A copy of the caller's tensor, which may change it later; of finite numbers, or masked -inf.
+
+    Raises:
+        ShapeError: If it is no tensor of floating point numbers.
+        NonFiniteError: If one is not finite.
+    """
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS:
         got = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
         raise ShapeError(where, "a tensor of floating point numbers", got)
-    bad = int((~torch.isfinite(value)).sum())
+    with torch.inference_mode(mode=False):
+        own = value.detach().clone()
+    kept = own.masked_fill(own == float("-inf"), 0.0) if masked else own
+    bad = int((~torch.isfinite(kept)).sum())
     if bad:
-        raise NonFiniteError(where, bad, value.numel())
-    return value.detach()
+        raise NonFiniteError(where, bad, own.numel())
+    return own

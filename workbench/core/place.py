@@ -75,8 +75,8 @@ class Scope(ABC):
         """The scope as plain data; `scope_from_json` reads it."""
 
     @abstractmethod
-    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
-        """Positions named one by one that no row of these prompt and total `lengths` reached."""
+    def missed(self, prompts: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
+        """Positions named one by one that no row of these prompt and total lengths reached."""
 
 
 @final
@@ -95,7 +95,7 @@ class Everywhere(Scope):
         return {"kind": self.kind}
 
     @override
-    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
+    def missed(self, prompts: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
         return ()
 
 
@@ -117,7 +117,7 @@ class Prompt(Scope):
         return {"kind": self.kind}
 
     @override
-    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
+    def missed(self, prompts: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
         return ()
 
 
@@ -146,7 +146,7 @@ class Generated(Scope):
         return {"kind": "predicting" if self.predicting else self.kind}
 
     @override
-    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
+    def missed(self, prompts: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
         return ()
 
 
@@ -184,9 +184,8 @@ class At(Scope):
         return {"kind": self.kind, "indices": list(self.indices)}
 
     @override
-    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
-        longest = max(lengths)
-        return tuple(i for i in self.indices if i >= longest or i < -longest)
+    def missed(self, prompts: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
+        return tuple(i for i in self.indices if i >= max(lengths) or i < -max(prompts))
 
 
 @final
@@ -219,7 +218,7 @@ class Window(Scope):
         return {"kind": self.kind, "start": self.start, "stop": self.stop}
 
     @override
-    def missed(self, lengths: Sequence[int]) -> tuple[int, ...]:
+    def missed(self, prompts: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
         return ()
 
     def _bounds(self, place: Place) -> tuple[Tensor | None, Tensor | None]:

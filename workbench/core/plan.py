@@ -21,7 +21,7 @@ from workbench.core.interventions import Intervention
 from workbench.core.operators import operator_from
 from workbench.core.options import expect, iterated
 from workbench.core.place import scope_from_json
-from workbench.core.store import read_text, write_json, write_tensors
+from workbench.core.store import is_folder, read_text, write_json, write_tensors
 
 FORMAT = "workbench.plan"
 VERSION = 1
@@ -52,8 +52,8 @@ class Plan:
     def __getitem__(self, index: int) -> Intervention:
         return self.interventions[index]
 
-    def __add__(self, other: "Plan") -> "Plan":
-        return Plan(self.interventions + other.interventions)
+    def __add__(self, other: "Interventions") -> "Plan":
+        return Plan(self.interventions + as_plan(other).interventions)
 
     @property
     def replayable(self) -> bool:
@@ -81,9 +81,10 @@ class Plan:
             FormatError: If a file is missing, truncated or not a plan.
         """
         path = Path(path)
-        file = path / "plan.json" if path.is_dir() else path
+        file = path / "plan.json" if is_folder(path) else path
+        text = read_text(file)
         try:
-            data = json.loads(read_text(file))
+            data = json.loads(text)
         except (ValueError, RecursionError) as error:  # ValueError: also a number too long to read
             raise FormatError(f"{file} is not JSON: {error}.") from None
         return from_data(data, _read_tensors(file.with_name("plan.safetensors")))

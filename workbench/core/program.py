@@ -4,6 +4,7 @@ Notable: a `Program` is frozen and may be shared; the tap it gives for a pass an
 writes to belong to one run. A row, position, head or neuron that is not selected keeps its bytes.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from workbench.core.axes import GROUPED, HEAD_INPUTS, READ_NORM
 from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
 from workbench.core.interventions import Intervention
-from workbench.core.operators import check_like
+from workbench.core.operators import Function, check_like
 from workbench.core.place import Mask, Place, Selection
 from workbench.core.plan import Plan
 from workbench.core.protocols import Model
@@ -89,8 +91,17 @@ class Program:
         """The tap that carries the plan out in one pass."""
         return PlanTap(self, place, ledger) if self.by_site else UNTAPPED
 
-    def finish(self, ledger: Ledger, lengths: Sequence[int], ended: str) -> tuple[Receipt, ...]:
+    def finish(
+        self,
+        ledger: Ledger,
+        prompts: Sequence[int],
+        ended: str,
+        *,
+        lengths: Sequence[int] | None = None,
+    ) -> tuple[Receipt, ...]:
         """The receipts, once every intervention has acted as it must.
+
+        `lengths` are those of the finished texts, where they are longer than the prompts.
 
         Raises:
             NeverActedError: If one that is not optional never acted.
@@ -100,11 +111,12 @@ class Program:
         for i, (one, receipt) in enumerate(zip(self.plan, receipts, strict=True)):
             if one.optional or one.size == 0:
                 continue
-            missed = one.positions.missed(lengths)
+            missed = one.positions.missed(prompts, prompts if lengths is None else lengths)
             if missed:
+                longest = max(prompts if lengths is None else lengths)
                 raise EmptySelectionError(
-                    f"plan[{i}], {one}: positions {list(missed)} are beyond the {max(lengths)} "
-                    "tokens of the run. Mark it optional if that is meant."
+                    f"plan[{i}], {one}: positions {list(missed)} are beyond the {longest} tokens "
+                    "of the run. Mark it optional if that is meant."
                 )
             if not receipt.acted:
                 raise NeverActedError(
@@ -120,7 +132,8 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
 
     Raises:
         UnknownNameError: If a site is not one of the model's.
-        OptionError: If a row is outside the batch.
+        OptionError: If a row is outside the batch, or the plan changes both what the heads of a
+            layer read and the norm that each of them reads it through.
     """
     by_site: dict[Site, list[int]] = {}
     for index, one in enumerate(plan):
@@ -133,7 +146,32 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
             continue
         for site in sites:
             by_site.setdefault(site, []).append(index)
+    _check_readers(plan, by_site)
     return Program(plan, {site: tuple(indices) for site, indices in by_site.items()})
+
+
+def _check_readers(plan: Plan, by_site: Mapping[Site, Sequence[int]]) -> None:
+    """Refuses a plan whose meaning is a guess; a bare function may only look, and is let through.
+
+    Raises:
+        OptionError: If it changes both a head's input and the norm that reads it.
+    """
+    inputs: dict[int | None, list[tuple[Site, int]]] = {}
+    norms: dict[int | None, list[tuple[Site, int]]] = {}
+    for site, indices in by_site.items():
+        kind = inputs if site.short in HEAD_INPUTS else norms if site.short in READ_NORM else None
+        if kind is not None:
+            edits = [i for i in indices if not isinstance(plan[i].operator, Function)]
+            kind.setdefault(site.layer, []).extend((site, index) for index in edits)
+    for layer, edits in inputs.items():
+        for (site, index), (norm, other) in itertools.product(edits, norms.get(layer, ())):
+            if _share_rows(plan[index], plan[other]):
+                which = f"plan[{other}] changes {norm}, which reads it"
+                raise OptionError(f"plan[{index}] at {site}", f"left out: {which}", plan[index])
+
+
+def _share_rows(one: Intervention, other: Intervention) -> bool:
+    return one.rows is None or other.rows is None or bool(set(one.rows) & set(other.rows))
 
 
 def block_of(site: Site, model: Model) -> int:
@@ -155,8 +193,7 @@ def check_heads(one: Intervention, site: Site, model: Model) -> None:
     if "head" not in site.axes:
         axes = " ".join(site.axes)
         raise OptionError(f"heads at {site}", f"left out: its axes are {axes}", one.heads)
-    grouped = site.short in ("attn.hook_k", "attn.hook_v", "attn.hook_rot_k")
-    n_heads = model.sizes.n_key_value_heads if grouped else model.sizes.n_heads
+    n_heads = model.sizes.n_key_value_heads if site.short in GROUPED else model.sizes.n_heads
     if max(one.heads) >= n_heads:
         raise OptionError(f"heads at {site}", f"below {n_heads}", one.heads)
 

@@ -31,15 +31,22 @@ class Registry(Mapping[str, Extension], Generic[Extension]):
             UnknownNameError: If the folder has no such file; names the nearest.
             TypeError: If the file does not define the constant as it must.
         """
-        file = name.replace("-", "_")
+        file = name.replace("-", "_") if isinstance(name, str) else ""
         if file not in self._names():
-            raise UnknownNameError(self._package.rsplit(".", 1)[-1], name, self._names())
+            raise UnknownNameError(self._what, str(name), self._names())
         module = importlib.import_module(f"{self._package}.{file}")
         extension = vars(module).get(self._constant)
         if not isinstance(extension, self._kind):
             message = f"{module.__name__}.{self._constant} is no {self._kind.__name__}"
             raise TypeError(message)
         return extension
+
+    @property
+    def _what(self) -> str:
+        """One of the folder's extensions, in words: a family, a method, a data set."""
+        folder = self._package.rsplit(".", 1)[-1]
+        single = f"{folder[:-3]}y" if folder.endswith("ies") else folder.removesuffix("s")
+        return single.replace("dataset", "data set")
 
     @override
     def __iter__(self) -> Iterator[str]:

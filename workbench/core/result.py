@@ -178,7 +178,7 @@ def load_result(file: str | Path) -> SavedResult:
             metadata = stored.metadata() or {}
             header = json.loads(metadata[FORMAT])
             tensors = {name: stored.get_tensor(name) for name in header["values"]}
-        return SavedResult(
+        saved = SavedResult(
             kind=header["kind"],
             axes=tuple(Axis(name, tuple(labels)) for name, labels in header["axes"]),
             unit=header["unit"],
@@ -187,8 +187,27 @@ def load_result(file: str | Path) -> SavedResult:
             tensors=tensors,
             extra=dict(header["details"]),
         )
+        _check_saved(saved)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"{file} is no saved result: {error}.") from None
+    return saved
+
+
+def _check_saved(saved: SavedResult) -> None:
+    """Refuses a header that does not fit its tensors.
+
+    Raises:
+        ValueError: If a part is of the wrong kind, or the axes are not those of the first tensor.
+    """
+    texts = [saved.kind, saved.unit, *(axis.name for axis in saved.axes)]
+    texts += [label for axis in saved.axes for label in axis.labels]
+    texts += [text for check in saved.checks for text in (check.name, check.unit, check.note)]
+    if not all(isinstance(text, str) for text in texts) or not saved.tensors:
+        raise ValueError("its names must be texts, and it must hold a tensor")
+    shape = tuple(len(axis.labels) for axis in saved.axes)
+    first = next(iter(saved.tensors.values()))
+    if tuple(first.shape) != shape:
+        raise ValueError(f"axes of lengths {shape} do not fit values of {tuple(first.shape)}")
 
 
 def grid_table(axes: Sequence[Axis], columns: Mapping[str, Tensor]) -> Table:

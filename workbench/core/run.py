@@ -22,6 +22,7 @@ from workbench.core.errors import (
     OptionError,
 )
 from workbench.core.metrics import Metric, TokenMetric, read_by
+from workbench.core.modes import forward_only, outside_inference, with_graph
 from workbench.core.operators import pure
 from workbench.core.options import expect, flag, indices
 from workbench.core.plan import Interventions, as_plan
@@ -35,6 +36,7 @@ Check = Callable[[], None]
 Columns = Literal["last"] | int | Sequence[int] | None
 
 
+@outside_inference
 def run(  # noqa: PLR0913 - the arguments of a forward
     model: Model,
     prompt: Prompt | Batch,
@@ -69,7 +71,7 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     )
     wanted = _recorded(record, model)
     expect("tap", tap, Tap, "a tap: wants(site), and a call with a site and its activation")
-    if not wanted and not flag("logits", logits):
+    if not flag("logits", logits) and not wanted:
         raise EmptySelectionError("Nothing is asked for: record a site or leave out logits=False.")
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
     ledger, recorder = Ledger(program.plan), Recorder(wanted)
@@ -80,14 +82,18 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     tapped_late = any(whole.wants(site) for site in _late(model))
     stop = None if logits or tapped_late else _stop(wanted)
     unembedded = None
-    with torch.no_grad():
+    with forward_only():
         resid = model.layers(model.embed(batch, whole), batch, whole, last=stop)
         if bad := not_finite(resid):
             model.layers(model.embed(batch, watched), batch, watched)
             raise NonFiniteError("the final residual stream", bad, resid.numel())
         if stop is None:
             unembedded = unembed_at(model, resid, whole, columns, columns_of_vocabulary)
-        if unembedded is not None and (bad := not_finite(unembedded)):
+        if (
+            unembedded is not None
+            and _may_overflow(model, whole)
+            and (bad := not_finite(unembedded))
+        ):
             model.unembed(resid, watched)
             raise NonFiniteError("the logits", bad, unembedded.numel())
     return Trace(
@@ -102,6 +108,7 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     )
 
 
+@outside_inference
 def gradients(
     model: Model,
     prompt: Prompt | Batch,
@@ -127,7 +134,7 @@ def gradients(
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
     ledger, leaves = Ledger(program.plan), Leaves(wanted)
     tap = chain(program.tap(batch.place, ledger), leaves)
-    with torch.enable_grad():
+    with with_graph():
         resid = model.layers(model.embed(batch, tap), batch, tap)
         values = reader.read(
             unembed_at(model, resid, tap, batch.last[:, None], reader.vocabulary)[:, 0],
@@ -200,14 +207,17 @@ class Checked(Tap):
 
 @final
 class Guarded(Tap):
-    """A tap of the caller's own, held to its promise: a new tensor like the one it was given."""
+    """A tap of the caller's own, held to its promise: a new tensor like the one it was given.
+
+    It is given a copy, so that not even a write which torch does not count reaches the run.
+    """
 
     def __init__(self, tap: Tap) -> None:
         self._tap = tap
 
     @override
     def __call__(self, site: Site, value: Tensor) -> Tensor:
-        return pure(partial(self._tap, site), value, site)
+        return pure(partial(self._tap, site), value.clone(), site)
 
     @override
     def wants(self, site: Site) -> bool:
@@ -284,6 +294,12 @@ def _vocabulary(vocabulary: Sequence[int] | Tensor | None, model: Model) -> Tens
     if min(ids) < 0 or max(ids) >= model.sizes.d_vocab:
         raise OptionError("vocabulary", f"token ids in 0…{model.sizes.d_vocab - 1}", list(ids))
     return torch.tensor(ids, device=model.device)
+
+
+def _may_overflow(model: Model, tap: Tap) -> bool:
+    """Whether logits of a finite stream may not be finite: in half precision, or if tapped."""
+    half = model.dtype in (torch.float16, torch.bfloat16)
+    return half or any(tap.wants(site) for site in _late(model))
 
 
 def _late(model: Model) -> Sites:

@@ -42,6 +42,22 @@ def write_tensors(
     write_bytes(file, save(plain, dict(metadata) if metadata else None))  # of {} it makes no JSON
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; a name that no file can have is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def folder_or_file(path: Path) -> bool:
+    """Whether there is either; a name that no file can have is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def read_text(file: Path) -> str:
     """Reads UTF-8 text.
 

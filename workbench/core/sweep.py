@@ -20,6 +20,7 @@ from workbench.core.data import Batch, Prompt, batch_of
 from workbench.core.errors import EmptySelectionError, NonFiniteError
 from workbench.core.interventions import Intervention
 from workbench.core.metrics import Metric, TokenMetric, read_by
+from workbench.core.modes import forward_only, outside_inference
 from workbench.core.options import count, iterated
 from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.program import Ledger, compile_plan
@@ -49,6 +50,7 @@ class SweepResult:
         return self.values - self.base
 
 
+@outside_inference
 def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how large a batch may be
     model: Model,
     prompt: Prompt | Batch,
@@ -114,7 +116,7 @@ def _base(
     ledger, kept = Ledger(fixed), KeptKeys(padded=batch.real is not None)
     tap = program.tap(batch.place, ledger)
     at: dict[int, Tensor] = {}
-    with torch.no_grad():
+    with forward_only():
         resid, before = model.embed(batch, tap), 0
         for layer in sorted({max(cell.layer, 0) for cell in cells}):
             resid = model.layers(resid, batch, tap, first=before, last=layer, cache=kept)
@@ -140,7 +142,7 @@ def _ride(
     ledger = Ledger(program.plan)
     stops = sorted({cell.layer for cell in wave})
     stream, joined, batch, tap = part.tokens.new_empty(0), 0, part, UNTAPPED
-    with torch.no_grad():
+    with forward_only():
         for layer, last in zip(stops, [*stops[1:], None], strict=True):
             new = sum(cell.layer == layer for cell in wave)
             joined += new

@@ -24,7 +24,8 @@ class Trace(Mapping[Site, Tensor]):
     """A run's logits and activations, by site or by its name.
 
     Activations have the axes of their site and the columns of `batch`: where rows differ in
-    length, `batch.real` tells pads from tokens.
+    length, `batch.real` tells pads from tokens. They are the run's own tensors, and neighbouring
+    sites may share one: change a clone.
     """
 
     model: Model
@@ -88,6 +89,14 @@ class Trace(Mapping[Site, Tensor]):
     @override
     def __len__(self) -> int:
         return len(self.activations)
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return self is other  # comparing tensors would answer with a tensor
+
+    @override
+    def __hash__(self) -> int:
+        return id(self)
 
     @override
     def __repr__(self) -> str:

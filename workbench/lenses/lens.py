@@ -13,6 +13,7 @@ from typing_extensions import override
 from workbench.core.axes import Logits, Resid
 from workbench.core.data import Batch, Prompt, answer_ids, batch_of
 from workbench.core.errors import OptionError
+from workbench.core.modes import forward_only, outside_inference
 from workbench.core.options import count, iterated
 from workbench.core.plan import Interventions
 from workbench.core.protocols import Model
@@ -89,6 +90,7 @@ class LensMethod(ABC):
     def logits(self, model: Model, site: Site, resid: Resid) -> Logits:
         """What the model would say from the stream at this site."""
 
+    @outside_inference
     def __call__(  # noqa: PLR0913 - what to read and what to watch
         self,
         model: Model,
@@ -168,7 +170,7 @@ def _row(  # noqa: PLR0913 - one site of a reading
 ) -> tuple[Tensor, ...]:
     if check is not None:
         check()
-    with torch.no_grad():
+    with forward_only():
         seen = lens.logits(model, site, resid)[0].float().log_softmax(-1)  # pos d_vocab
     top = seen.topk(k)
     chances = seen.exp()

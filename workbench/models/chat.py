@@ -78,6 +78,9 @@ def check_messages(messages: Sequence[Message]) -> None:
     if not messages:
         raise PromptError("A conversation needs at least one message, {'role': …, 'content': …}.")
     for place, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            wanted = "a table with 'role' and 'content'"
+            raise PromptError(f"message {place}: expected {wanted}, got {message!r:.60}.")
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
                 raise PromptError(

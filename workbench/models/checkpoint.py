@@ -23,6 +23,7 @@ from workbench.core.errors import (
     UnknownNameError,
     WeightsError,
 )
+from workbench.core.store import folder_or_file, is_folder
 from workbench.models.archives import is_inside
 from workbench.models.assets import ASSETS, is_present, loadable_models, pull
 from workbench.models.gguf import cached_gguf
@@ -60,14 +61,14 @@ def resolve(name: str) -> Path:
         WeightsError: If a `.gguf` file is damaged.
         FormatError: If a `.gguf` file's kind of model cannot be converted.
     """
-    path = Path(name).expanduser()
+    path = _expanded(name)
     if name in ASSETS and ASSETS[name].kind == "model":
         if not is_present(name):
             log.warning("%s is not here yet; pulling it once (%s)", name, ASSETS[name].requirement)
         return pull(name)
-    if name and path.is_dir():
+    if name and is_folder(path):
         return path
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and folder_or_file(path):
         return cached_gguf(path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.endswith(".gguf"):
         return snapshot(name)
@@ -75,6 +76,13 @@ def resolve(name: str) -> Path:
     if name in ASSETS:
         hint = f"It is a data set: probes.datasets.load({name!r})."
     raise UnknownNameError("model", name, loadable_models(), hint)
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # "~nobody/…"
+        return Path(name)
 
 
 def read_folder(folder: Path) -> Checkpoint:

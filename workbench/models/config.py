@@ -40,6 +40,9 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 )
 
 
+MOST_LAYERS = 1000  # building as many empty blocks takes two seconds
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Config:
@@ -61,6 +64,18 @@ class Config:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise OptionError(f"{self.family}: config key {names[0]!r}", "a number above 0", value)
         return value
+
+    def layers(self, name: str) -> int:
+        """How many blocks; checked before any is built.
+
+        Raises:
+            OptionError: If it is missing, something else, or beyond any model's.
+        """
+        count = self.count(name)
+        if count > MOST_LAYERS:
+            allowed = f"at most {MOST_LAYERS}"
+            raise OptionError(f"{self.family}: config key {name!r}", allowed, count)
+        return count
 
     def number(self, name: str, default: float) -> float:
         """A finite number.

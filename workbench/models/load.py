@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import NonFiniteError, OptionError, WeightsError
+from workbench.core.operators import FLOATS
 from workbench.core.protocols import Vocabulary
+from workbench.core.store import folder_or_file
 from workbench.models.checkpoint import read_folder, resolve
 from workbench.models.config import Config
 from workbench.models.family import FAMILIES, Family
@@ -42,9 +44,21 @@ def load(
 
     Raises:
         UnknownNameError: If there is no such asset, folder, file or family.
-        WeightsError: If weights are missing, left over, misshapen, truncated or not finite.
+        WeightsError: If weights are missing, left over, misshapen, truncated or of mixed dtypes.
+        NonFiniteError: If a weight is not finite.
         UnknownConfigKeyError: If the config has a key that would change the forward unheard.
+        OptionError: If `dtype` or `device` is none that this machine can compute with.
     """
+    with torch.inference_mode(mode=False):  # what is made in it has no gradients
+        return _load(source, tokenizer, dtype, device)
+
+
+def _load(
+    source: "str | Path | PreTrainedModel",
+    tokenizer: object | None,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+) -> Transformer:
     if not isinstance(source, str | Path):
         return _from_memory(source, tokenizer, dtype, device)
     from workbench.models.tokenizer import find_tokenizer  # takes 0.1 s: only when loading
@@ -55,7 +69,7 @@ def load(
     return assemble(
         checkpoint.config,
         checkpoint.weights,
-        name=Path(source).resolve().name if Path(source).exists() else str(source),
+        name=Path(source).resolve().name if folder_or_file(Path(source)) else str(source),
         tokenizer=vocabulary,
         dtype=dtype,
         device=device,
@@ -81,10 +95,12 @@ def assemble(
     family_name = config.get("model_type")
     if not isinstance(family_name, str):
         raise OptionError("model_type", f"one of {', '.join(FAMILIES)}", family_name)
+    if dtype is not None and dtype not in FLOATS:
+        raise OptionError("dtype", f"one of {', '.join(map(str, FLOATS))}", dtype)
     stack = empty(FAMILIES[family_name], Config(family_name, config))
-    fill(stack, FAMILIES[family_name].convert(weights, stack))
+    fill(stack, FAMILIES[family_name].convert(weights, stack), mixed=dtype is not None)
     if dtype is not None or device is not None:
-        stack = stack.to(device=device, dtype=dtype)
+        stack = _moved(stack, dtype, device)
     check_finite(stack)
     digest = fingerprint(config, stack)
     return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer)
@@ -96,11 +112,23 @@ def empty(family: Family, config: Config) -> Stack:
         return family.build(config)
 
 
-def fill(stack: Stack, weights: Mapping[str, Tensor]) -> None:
+def _moved(stack: Stack, dtype: torch.dtype | None, device: str | torch.device | None) -> Stack:
+    place = None if device is None else str(device)
+    if place is not None and place.startswith("meta"):
+        raise OptionError("device", "one that computes", device)
+    try:
+        return stack.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch has no error of its own
+        reason = str(error).strip().partition("\n")[0]
+        raise OptionError("device", f"one that this machine has ({reason})", device) from None
+
+
+def fill(stack: Stack, weights: Mapping[str, Tensor], *, mixed: bool = False) -> None:
     """Puts weights in place, as they are, without a copy.
 
     Raises:
-        WeightsError: If any is missing, unexpected or misshapen.
+        WeightsError: If any is missing, unexpected, misshapen or no floating point number, or if
+            they are of several dtypes where that is not to be `mixed`.
     """
     expected = {name: tuple(p.shape) for name, p in stack.named_parameters(remove_duplicate=False)}
     problems = [f"missing: {name}" for name in expected if name not in weights]
@@ -110,11 +138,21 @@ def fill(stack: Stack, weights: Mapping[str, Tensor]) -> None:
         for name, shape in expected.items()
         if name in weights and tuple(weights[name].shape) != shape
     ]
+    problems += _dtype_problems({n: w for n, w in weights.items() if n in expected}, mixed=mixed)
     if problems:
         shown = "\n  ".join(problems[:40])
         more = f"\n  … and {len(problems) - 40} more" if len(problems) > 40 else ""
         raise WeightsError(f"{len(problems)} weights do not fit the config:\n  {shown}{more}")
     stack.load_state_dict(dict(weights), assign=True, strict=True)
+
+
+def _dtype_problems(weights: Mapping[str, Tensor], *, mixed: bool) -> list[str]:
+    strange = {n: w.dtype for n, w in weights.items() if w.dtype not in FLOATS}
+    problems = [f"{name} is {dtype}: not computed with here" for name, dtype in strange.items()]
+    kinds = sorted({str(weight.dtype) for weight in weights.values()})
+    if not strange and not mixed and len(kinds) > 1:
+        problems.append(f"of several dtypes ({', '.join(kinds)}): load with dtype=torch.float32")
+    return problems
 
 
 def check_finite(stack: Stack) -> None:
@@ -165,9 +203,14 @@ def _from_memory(
     config = source.config.to_dict()
     return assemble(
         config,
-        {name: tensor.detach() for name, tensor in source.state_dict().items()},
+        {name: _usable(tensor) for name, tensor in source.state_dict().items()},
         name=str(config.get("_name_or_path") or config["model_type"]),
         tokenizer=None if tokenizer is None else as_vocabulary(tokenizer),
         dtype=dtype,
         device=device,
     )
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """The same memory; a copy of what was made in inference mode, which has no gradients."""
+    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()

@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from workbench.core.errors import FormatError, OptionError, PromptError, TokenError
+from workbench.core.store import read_text
 from workbench.models.chat import ChatPrompt, Message, Span, check_messages, render, said
 from workbench.models.pieces import SPACE, Spelling, readable, spelling_of
 from workbench.models.tables import as_ids, read_table
@@ -143,17 +144,22 @@ class Tokenizer:
         return Encoding(ids, tuple(offsets))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """The text of ids; an incomplete character is U+FFFD."""
+        """The text of ids; an incomplete character is U+FFFD.
+
+        Raises:
+            PromptError: If an id is negative or beyond any vocabulary.
+        """
+        for token in ids:
+            _check_id(token)
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
 
     def token_text(self, token: int) -> str:
         """One token, readable: a leading space as ' ', an incomplete character as its bytes.
 
         Raises:
-            PromptError: If it is negative.
+            PromptError: If it is negative or beyond any vocabulary.
         """
-        if token < 0:
-            raise PromptError(f"A token id must be 0 or more, got {token}.")
+        _check_id(token)
         piece = self.backend.id_to_token(token)
         if piece is None:
             return f"<{token}>"  # the model has more rows than the vocabulary
@@ -284,15 +290,26 @@ def _content(token: object) -> str | None:
 
 def _complete(backend: Backend, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
     """Applies what transformers takes from `tokenizer_config.json` beyond `tokenizer.json`."""
-    listed: dict[str, Any] = config.get("added_tokens_decoder") or {}
     untyped: Any = backend
-    for key in sorted(listed, key=int):
-        text = _content(listed[key])
+    for entry in _added(config.get("added_tokens_decoder") or {}):
+        text = _content(entry)
         if text is not None and backend.token_to_id(text) is None:
-            token = AddedToken(text, special=bool(listed[key].get("special")), normalized=False)
-            untyped.add_tokens([token])
+            special = isinstance(entry, dict) and bool(cast("dict[str, Any]", entry).get("special"))
+            untyped.add_tokens([AddedToken(text, special=special, normalized=False)])
     missing = [text for text in named.values() if backend.token_to_id(text) is None]
     untyped.add_special_tokens(missing)
+
+
+def _added(listed: object) -> list[object]:
+    """The added tokens in the order of their ids.
+
+    Raises:
+        FormatError: If the table is none.
+    """
+    table = cast("dict[str, object]", listed) if isinstance(listed, dict) else {"": listed}
+    if not all(key.isascii() and key.isdigit() for key in table):
+        raise FormatError("added_tokens_decoder must be a table from token ids to tokens.")
+    return [table[key] for key in sorted(table, key=int)]
 
 
 def _ids(backend: Backend, named: Mapping[str, str], keys: Sequence[str]) -> tuple[int, ...]:
@@ -303,7 +320,7 @@ def _ids(backend: Backend, named: Mapping[str, str], keys: Sequence[str]) -> tup
 def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     return _default_template(config.get("chat_template"))
 
 
@@ -313,8 +330,9 @@ def _default_template(template: object) -> str | None:
         case str(text) | {"default": str(text)}:
             return text
         case list():
-            entries = cast("list[dict[str, object]]", template)
-            return _default_template({entry["name"]: entry["template"] for entry in entries})
+            listed = [entry for entry in cast("list[object]", template) if isinstance(entry, dict)]
+            entries = cast("list[dict[str, object]]", listed)
+            return _default_template({str(e.get("name")): e.get("template") for e in entries})
         case _:
             return None
 
@@ -344,6 +362,11 @@ def _backend_of(tokenizer: "PreTrainedTokenizerBase") -> Backend:
             f"{type(tokenizer).__name__} is written in Python only and cannot be converted "
             f"({error}); save it as tokenizer.json, or pass another as tokenizer=."
         ) from None
+
+
+def _check_id(token: int) -> None:
+    if not 0 <= token < 2**31:
+        raise PromptError(f"A token id must be 0 or more and below 2**31, got {token}.")
 
 
 def _tokens_within(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.core.direction import Direction
 from workbench.core.errors import EmptySelectionError, OptionError
 from workbench.core.harvest import Progress, ReadPosition, harvest
+from workbench.core.modes import outside_inference
 from workbench.core.options import iterated
 from workbench.core.protocols import Model
 from workbench.core.provenance import Provenance, hyper_parameters, provenance
@@ -37,6 +38,7 @@ class SteeringMethod(ABC):
     def vector(self, positive: Rows, negative: Rows) -> Float[Tensor, " d"]:
         """The vector to add, in the activation's unit, pointing to the positive side."""
 
+    @outside_inference
     def __call__(  # noqa: PLR0913 - two sides, a place to read, and who watches
         self,
         model: Model,
@@ -87,13 +89,19 @@ class SteeringMethod(ABC):
             site=site,
             vector=vector,
             gap=float((positive.mean(0) - negative.mean(0)) @ unit_vector),
-            sigma=float((both @ unit_vector).std()),
+            sigma=_spread(positive @ unit_vector, negative @ unit_vector),
             norm=float(torch.linalg.vector_norm(both, dim=-1).mean()),
             unit="activation",
             checks=quality(self.vector, positive, negative),
             provenance=made_by,
             label=label,
         )
+
+
+def _spread(yes: Float[Tensor, " positive"], no: Float[Tensor, " negative"]) -> float:
+    """The standard deviation within a side, both sides pooled: the gap between them is none."""
+    squares = (yes - yes.mean()).square().sum() + (no - no.mean()).square().sum()
+    return float((squares / (len(yes) + len(no) - 2)).sqrt())
 
 
 def _place(site: str | Site, model: Model) -> Site:

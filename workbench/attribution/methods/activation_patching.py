@@ -114,7 +114,8 @@ def _default_axes(axes: tuple[str, ...], sites: Sites) -> tuple[str, ...]:
 
 def _axis(name: str, sites: Sites, given: Trace, base: Batch, model: Model) -> Axis:
     if name == "layer":
-        return Axis(name, tuple(str(site.layer) for site in sites))
+        places = ((site if site.layer is None else site.layer) for site in sites)
+        return Axis(name, tuple(map(str, places)))
     if name == "site":
         return Axis(name, tuple(map(str, sites)))
     if name == "head":

@@ -19,6 +19,7 @@ from workbench.attribution.method import AttributionMethod, Scores
 from workbench.core.data import Batch, TokenContrast
 from workbench.core.errors import OptionError
 from workbench.core.metrics import TokenMetric
+from workbench.core.modes import forward_only, with_graph
 from workbench.core.plan import Plan
 from workbench.core.program import Ledger, compile_plan
 from workbench.core.protocols import Model
@@ -148,14 +149,14 @@ def _read(model: Model, batch: Batch, plan: Plan, sites: Sites) -> _Seen:
     edited = tuple(site for site in program.by_site if site.short in OPEN)
     ledger, before, after = Ledger(plan), AtLast(edited, batch), AtLast((*sites, *edited), batch)
     tap = chain(before, program.tap(batch.place, ledger), after)
-    with torch.no_grad():
+    with forward_only():
         stream = model.layers(model.embed(batch, tap), batch, tap)
     program.finish(ledger, batch.prompt.tolist(), "its scope selects no token")
     return _Seen(pick(stream, batch.last[:, None])[:, 0], after.seen, before.seen)
 
 
 def _metric(model: Model, metric: TokenMetric, stream: Tensor) -> Float[Tensor, " example"]:
-    with torch.no_grad():
+    with forward_only():
         logits = model.unembed(stream[:, None], UNTAPPED, vocabulary=metric.vocabulary)[:, 0]
     return metric.read(logits, torch.arange(len(stream), device=stream.device))
 
@@ -164,7 +165,7 @@ def _slope(
     model: Model, metric: TokenMetric, stream: Float[Tensor, "example d_model"]
 ) -> tuple[Float[Tensor, "example d_model"], Float[Tensor, " example"]]:
     """The metric's gradient at the last stream with the norm's scale frozen, and its value."""
-    with torch.enable_grad():
+    with with_graph():
         leaf = stream.detach().requires_grad_()
         logits = model.unembed(leaf[:, None], FrozenScale(), vocabulary=metric.vocabulary)[:, 0]
         value = metric.read(logits, torch.arange(len(stream), device=stream.device))

@@ -99,7 +99,7 @@ def _sizes(config: Config) -> Sizes:
     if d_model % n_heads:
         raise OptionError("gpt2: n_embd", f"a multiple of n_head = {n_heads}", d_model)
     return Sizes(
-        n_layers=config.count("n_layer"),
+        n_layers=config.layers("n_layer"),
         d_model=d_model,
         n_heads=n_heads,
         n_key_value_heads=n_heads,

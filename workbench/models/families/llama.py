@@ -82,7 +82,7 @@ def _sizes(config: Config) -> Sizes:
     if n_heads % n_groups:
         raise OptionError("llama: num_attention_heads", f"a multiple of {n_groups}", n_heads)
     return Sizes(
-        n_layers=config.count("num_hidden_layers"),
+        n_layers=config.layers("num_hidden_layers"),
         d_model=d_model,
         n_heads=n_heads,
         n_key_value_heads=n_groups,
