@@ -28,7 +28,8 @@ NAMELESS = """() => {
   const named = n => n.ariaLabel || n.getAttribute('aria-label') || n.textContent.trim()
     || n.labels?.length
   return all(document)
-    .filter(n => n.matches('button, input, canvas:not([aria-hidden]), [role=listbox]') && n.checkVisibility())
+    .filter(n => n.matches('button, input, canvas:not([aria-hidden]), [role=listbox]'))
+    .filter(n => n.checkVisibility())
     .filter(n => !named(n)).map(n => n.outerHTML.slice(0, 120))
 }"""
 
