@@ -201,6 +201,15 @@ class PatchedModel(Protocol):
 
 
 @runtime_checkable
+class PatternCache(Protocol):
+    """A cache that is asked for patterns by name and layer."""
+
+    def __getitem__(self, key: tuple[str, int], /) -> Tensor:
+        """The activation of that name and layer."""
+        ...
+
+
+@runtime_checkable
 class ReadableModel(Protocol):
     """What head detection asks: ids of a text, and one recorded run."""
 
