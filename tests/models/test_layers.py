@@ -18,7 +18,7 @@ from workbench.models.layers.context import Pass, in_block, outside_blocks, visi
 from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.mlp import MLP, GatedMLP
 from workbench.models.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm
-from workbench.models.layers.positions import Rotary, rotary, rotate
+from workbench.models.layers.positions import Rotary, rotary, rotate, rotate_neighbours
 
 AT = in_block(0)
 X = tiny.normal(2, 5, 6, dtype=torch.float64)
@@ -92,6 +92,18 @@ def test_turning_keeps_norms_and_position_0_turns_nothing() -> None:
     tiny.close(turned.norm(dim=-1), x.norm(dim=-1), 1e-5)
     assert torch.equal(turned[:, 0], x[:, 0])
     assert not torch.allclose(turned[:, 1], x[:, 1])
+
+
+def test_neighbours_turn_as_halves_do_in_another_order_and_the_rest_stays() -> None:
+    x = tiny.normal(2, 5, 3, 10)
+    steps = 1.0 / 100.0 ** (torch.arange(0, 8, 2) / 8)
+    at = torch.arange(5)[None]
+    halves = rotate(x, Rotary(steps).angles(at, torch.float32))
+    order = [0, 2, 4, 6, 1, 3, 5, 7, 8, 9]  # pairs (2i, 2i + 1) moved to (i, i + half)
+    back = [order.index(i) for i in range(10)]
+    pairs = rotate_neighbours(x[..., back], Rotary(steps, neighbours=True).angles(at, x.dtype))
+    tiny.close(pairs[..., order], halves, 1e-6)
+    assert torch.equal(halves[..., 8:], x[..., 8:])
 
 
 # --- attention ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import workbench as wb
 from tests import tiny
+from workbench.core.axes import GROUPED
 from workbench.core.data import batch_of
 from workbench.core.protocols import Model
 from workbench.core.sites import Site
@@ -24,6 +25,10 @@ FUSED = (
     "hook_attn_scores",
     "hook_pattern",
     "hook_result",
+    "hook_attn_in",
+    "hook_q_input",
+    "hook_k_input",
+    "hook_v_input",
 )
 
 
@@ -81,8 +86,7 @@ def test_the_sites_listed_fire_once_each_in_order_with_their_axes(kind: str) -> 
         "1": 1,
     }
     for site, shape in spy.fired:
-        grouped = site.short in ("attn.hook_k", "attn.hook_v", "attn.hook_rot_k")
-        heads = sizes.n_key_value_heads if grouped else sizes.n_heads
+        heads = sizes.n_key_value_heads if site.short in GROUPED else sizes.n_heads
         assert shape == tuple({**lengths, "head": heads}[axis] for axis in site.axes), site
 
 

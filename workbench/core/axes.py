@@ -57,6 +57,13 @@ _BLOCK = {
     "hook_resid_post": _STREAM,
 }
 
+# Within a block: sites with one head per key-value head; the inputs of the heads; the norm before.
+GROUPED = frozenset(
+    {"hook_k_input", "hook_v_input", "attn.hook_k", "attn.hook_v", "attn.hook_rot_k"}
+)
+HEAD_INPUTS = frozenset({"hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"})
+READ_NORM = frozenset({"ln1.hook_scale", "ln1.hook_normalized"})
+
 AXES: Mapping[str, str] = MappingProxyType(
     {
         "hook_embed": _STREAM,

@@ -69,3 +69,12 @@ class KeyValueCache:
         self._keys[layer, :, :, start:end] = keys
         self._values[layer, :, :, start:end] = values
         return self._keys[layer, :, :, :end], self._values[layer, :, :, :end]
+
+    def filled(
+        self, layer: int
+    ) -> tuple[
+        Float[Tensor, "batch head key d_head"],
+        Float[Tensor, "batch head key d_head"],
+    ]:
+        """A layer's keys and values so far, as views."""
+        return self._keys[layer, :, :, : self._length], self._values[layer, :, :, : self._length]

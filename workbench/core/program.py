@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from workbench.core.axes import GROUPED, HEAD_INPUTS, READ_NORM
 from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
 from workbench.core.interventions import Intervention
-from workbench.core.operators import check_like
+from workbench.core.operators import Function, check_like
 from workbench.core.place import Mask, Place, Selection
 from workbench.core.plan import Plan
 from workbench.core.protocols import Model
@@ -117,7 +118,8 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
 
     Raises:
         UnknownNameError: If a site is not one of the model's.
-        OptionError: If a row is outside the batch.
+        OptionError: If a row is outside the batch, or the plan changes both what the heads of a
+            layer read and the norm that each of them reads it through.
     """
     by_site: dict[Site, list[int]] = {}
     for index, one in enumerate(plan):
@@ -130,7 +132,27 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
             continue
         for site in sites:
             by_site.setdefault(site, []).append(index)
+    _check_readers(plan, by_site)
     return Program(plan, {site: tuple(indices) for site, indices in by_site.items()})
+
+
+def _check_readers(plan: Plan, by_site: Mapping[Site, Sequence[int]]) -> None:
+    """Refuses a plan whose meaning is a guess; a bare function may only look, and is let through.
+
+    Raises:
+        OptionError: If it changes both a head's input and the norm that reads it.
+    """
+    changed: dict[tuple[bool, int | None], tuple[Site, int]] = {}
+    for site, indices in by_site.items():
+        if site.short in HEAD_INPUTS or site.short in READ_NORM:
+            for index in indices:
+                if not isinstance(plan[index].operator, Function):
+                    changed[site.short in READ_NORM, site.layer] = (site, index)
+    for (of_norm, layer), (site, index) in changed.items():
+        other = changed.get((not of_norm, layer))
+        if other is not None:
+            which = f"plan[{other[1]}] changes {other[0]}, which reads or feeds it"
+            raise OptionError(f"plan[{index}] at {site}", f"left out where {which}", plan[index])
 
 
 def check_heads(one: Intervention, site: Site, model: Model) -> None:
@@ -144,8 +166,7 @@ def check_heads(one: Intervention, site: Site, model: Model) -> None:
     if "head" not in site.axes:
         axes = " ".join(site.axes)
         raise OptionError(f"heads at {site}", f"left out: its axes are {axes}", one.heads)
-    grouped = site.short in ("attn.hook_k", "attn.hook_v", "attn.hook_rot_k")
-    n_heads = model.sizes.n_key_value_heads if grouped else model.sizes.n_heads
+    n_heads = model.sizes.n_key_value_heads if site.short in GROUPED else model.sizes.n_heads
     if max(one.heads) >= n_heads:
         raise OptionError(f"heads at {site}", f"below {n_heads}", one.heads)
 

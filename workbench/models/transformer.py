@@ -5,7 +5,7 @@ ever written to a module after it is loaded: tap, cache and positions are argume
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,13 @@ from workbench.core.tap import Tap
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.context import Angles, At, Pass, visibility
 from workbench.models.layers.embed import Embedding, Unembedding
+from workbench.models.layers.inputs import Inputs
 from workbench.models.layers.mlp import FeedForward
 from workbench.models.layers.norm import Norm
 from workbench.models.layers.positions import Rotary
+
+if TYPE_CHECKING:
+    from workbench.models.views.folded import Folded
 
 
 @final
@@ -34,10 +38,12 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.ln1, self.attn, self.ln2, self.mlp = ln1, attn, ln2, mlp
+        self.inputs = Inputs(attn.n_heads, attn.n_groups, at)
         self.at_pre, self.at_attn_out = at("hook_resid_pre"), at("hook_attn_out")
         self.at_mid, self.at_mlp_in = at("hook_resid_mid"), at("hook_mlp_in")
         self.at_mlp_out, self.at_post = at("hook_mlp_out"), at("hook_resid_post")
-        before = (self.at_pre, *ln1.sites, *attn.sites, self.at_attn_out)
+        read = (*self.inputs.sites, *ln1.sites)
+        before = (self.at_pre, *read, *attn.sites, self.at_attn_out)
         between = () if mlp is None else (self.at_mid, self.at_mlp_in, *ln2.sites, *mlp.sites)
         after = () if mlp is None else (self.at_mlp_out,)
         self.sites: Sites = (*before, *between, *after, self.at_post)
@@ -45,7 +51,7 @@ class Block(nn.Module):
     def step(self, resid: Resid, tap: Tap, now: Pass) -> Resid:
         """The stream after this block."""
         resid = tap(self.at_pre, resid)
-        written = self.attn.attend(self.ln1.normalise(resid, tap), tap, now)
+        written = self.attn.attend(self.inputs.read(resid, self.ln1, tap), tap, now)
         resid = resid + tap(self.at_attn_out, written)
         if self.mlp is not None:
             resid = tap(self.at_mid, resid)
@@ -53,6 +59,34 @@ class Block(nn.Module):
             written = self.mlp.feed(self.ln2.normalise(read, tap), tap)
             resid = resid + tap(self.at_mlp_out, written)
         return tap(self.at_post, resid)
+
+
+@final
+class ParallelBlock(nn.Module):
+    """A pre-norm block whose attention and feed-forward both read the stream before it."""
+
+    def __init__(self, at: At, *, ln1: Norm, attn: Attention, ln2: Norm, mlp: FeedForward) -> None:
+        super().__init__()
+        self.ln1, self.attn, self.ln2, self.mlp = ln1, attn, ln2, mlp
+        self.inputs = Inputs(attn.n_heads, attn.n_groups, at)
+        self.at_pre, self.at_attn_out = at("hook_resid_pre"), at("hook_attn_out")
+        self.at_mlp_in, self.at_mlp_out = at("hook_mlp_in"), at("hook_mlp_out")
+        self.at_post = at("hook_resid_post")
+        attention = (*self.inputs.sites, *ln1.sites, *attn.sites, self.at_attn_out)
+        neurons = (self.at_mlp_in, *ln2.sites, *mlp.sites, self.at_mlp_out)
+        self.sites: Sites = (self.at_pre, *attention, *neurons, self.at_post)
+
+    def step(self, resid: Resid, tap: Tap, now: Pass) -> Resid:
+        """The stream after this block."""
+        resid = tap(self.at_pre, resid)
+        attended = self.attn.attend(self.inputs.read(resid, self.ln1, tap), tap, now)
+        attended = tap(self.at_attn_out, attended)
+        read = self.ln2.normalise(tap(self.at_mlp_in, resid), tap)
+        written = tap(self.at_mlp_out, self.mlp.feed(read, tap))
+        return tap(self.at_post, resid + attended + written)
+
+
+AnyBlock = Block | ParallelBlock
 
 
 @final
@@ -64,7 +98,7 @@ class Stack(nn.Module):
         *,
         sizes: Sizes,
         embed: Embedding,
-        blocks: Sequence[Block],
+        blocks: Sequence[AnyBlock],
         ln_final: Norm,
         unembed: Unembedding,
         rotary: Rotary | None,
@@ -89,7 +123,7 @@ class Transformer:
     ) -> None:
         self._stack = stack.requires_grad_(requires_grad=False).eval()
         self._name, self._fingerprint, self._tokenizer = name, fingerprint, tokenizer
-        self._blocks = tuple(block for block in stack.blocks if isinstance(block, Block))
+        self._blocks = tuple(block for block in stack.blocks if isinstance(block, AnyBlock))
 
     @property
     def name(self) -> str:
@@ -157,6 +191,35 @@ class Transformer:
         return self._stack.unembed.unembed(
             self._stack.ln_final.normalise(resid, tap), tap, vocabulary
         )
+
+    def folded(
+        self,
+        *,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+    ) -> "Folded":
+        """Another model with these weights folded, and how far it is from this one.
+
+        It shares every tensor that need not change; this model stays as it is. What an
+        architecture does not allow is left out, and `.parity` says so; the steps are described
+        at `workbench.models.views.folded.fold`. Costs two small forwards.
+
+        Raises:
+            OptionError: If the view does not say what the model says.
+        """
+        from workbench.models.views.folded import Folding, fold  # which builds on this file
+
+        steps = Folding(
+            fold_ln,
+            center_writing_weights,
+            center_unembed,
+            fold_value_biases,
+            refactor_factored_attn_matrices,
+        )
+        return fold(self, steps)
 
     @override
     def __repr__(self) -> str:

@@ -1,5 +1,6 @@
 """Attention: one fused kernel, unless someone asks for scores, pattern or a head's result."""
 
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from workbench.core.axes import Resid
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
-from workbench.models.layers.context import At, Pass
+from workbench.models.layers.context import Angles, At, Pass
+from workbench.models.layers.inputs import PerHead, Split
 from workbench.models.layers.positions import rotate
 
 Heads = Float[Tensor, "batch pos head d_head"]
@@ -20,7 +22,11 @@ HeadsFirst = Float[Tensor, "batch head pos d_head"]
 
 @final
 class Attention(nn.Module):
-    """Multi-head attention with grouped keys and values; `scale` multiplies the scores."""
+    """Multi-head attention with grouped keys and values; `scale` multiplies the scores.
+
+    With `cap`, scores s are cap tanh(s / cap), which no fused kernel does. `turn` rotates queries
+    and keys where the model has rotary positions.
+    """
 
     def __init__(  # noqa: PLR0913 - the sizes and choices of the brick
         self,
@@ -35,10 +41,13 @@ class Attention(nn.Module):
         rotary: bool,
         bias: bool,
         out_bias: bool,
+        turn: Callable[[Heads, Angles], Heads] = rotate,
+        cap: float | None = None,
     ) -> None:
         super().__init__()
         self.layer, self.n_heads, self.n_groups = layer, n_heads, n_key_value_heads
-        self.d_head, self.scale, self.out_bias = d_head, scale, out_bias
+        self.d_head, self.scale, self.bias, self.out_bias = d_head, scale, bias, out_bias
+        self.turn, self.cap = turn, cap
         self.q = nn.Linear(d_model, n_heads * d_head, bias=bias)
         self.k = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
         self.v = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
@@ -52,25 +61,30 @@ class Attention(nn.Module):
         inside = (self.at_scores, self.at_pattern, self.at_z, self.at_result)
         self.sites: Sites = (self.at_q, self.at_k, self.at_v, *rotated, *inside)
 
-    def attend(self, x: Resid, tap: Tap, now: Pass) -> Resid:
-        """What the heads write, from the normalised stream."""
-        q = tap(self.at_q, self._split(self.q(x)))
-        k = tap(self.at_k, self._split(self.k(x)))
-        v = tap(self.at_v, self._split(self.v(x)))  # batch pos head d_head
+    def attend(self, x: Resid | Split, tap: Tap, now: Pass) -> Resid:
+        """What the heads write, from the normalised stream or what each of them reads of it."""
+        of_q, of_k, of_v = x if isinstance(x, Split) else (x, x, x)
+        q = tap(self.at_q, self._project(self.q, of_q))
+        k = tap(self.at_k, self._project(self.k, of_k))
+        v = tap(self.at_v, self._project(self.v, of_v))  # batch pos head d_head
         if now.angles is not None:
-            q = tap(self.at_rot_q, rotate(q, now.angles))
-            k = tap(self.at_rot_k, rotate(k, now.angles))
+            q = tap(self.at_rot_q, self.turn(q, now.angles))
+            k = tap(self.at_rot_k, self.turn(k, now.angles))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # batch head pos d_head
         if now.cache is not None:
             k, v = now.cache.append(self.layer, k, v)
         z = tap(self.at_z, self._mix(q, k, v, tap, now).transpose(1, 2))  # batch pos head d_head
         return self._out(z, tap)
 
-    def _split(self, x: Float[Tensor, "batch pos width"]) -> Heads:
-        return x.unflatten(-1, (-1, self.d_head))
+    def _project(self, linear: nn.Linear, x: Resid | PerHead) -> Heads:
+        if x.ndim == 3:
+            return linear(x).unflatten(-1, (-1, self.d_head))
+        by_head = rearrange(linear.weight, "(head d) d_model -> head d d_model", d=self.d_head)
+        y = einsum(x, by_head, "batch pos head d_model, head d d_model -> batch pos head d")
+        return y + linear.bias.unflatten(0, (-1, self.d_head)) if self.bias else y
 
     def _mix(self, q: HeadsFirst, k: Tensor, v: Tensor, tap: Tap, now: Pass) -> HeadsFirst:
-        if tap.wants(self.at_scores) or tap.wants(self.at_pattern):
+        if self.cap is not None or tap.wants(self.at_scores) or tap.wants(self.at_pattern):
             return self._mix_openly(q, k, v, tap, now)
         return F.scaled_dot_product_attention(
             q,
@@ -90,6 +104,7 @@ class Attention(nn.Module):
             wide, k.to(wide), "batch head query d, batch head key d -> batch head query key"
         )
         scores = scores * self.scale
+        scores = scores if self.cap is None else self.cap * (scores / self.cap).tanh()
         hidden = _hidden(now, scores)
         if hidden is not None:
             scores = scores.masked_fill(hidden, float("-inf"))

@@ -41,10 +41,16 @@ class Embedding(nn.Module):
 
 @final
 class Unembedding(nn.Module):
-    """Logits of a normalised stream; of some vocabulary columns only, if asked."""
+    """Logits of a normalised stream; of some vocabulary columns only, if asked.
 
-    def __init__(self, d_model: int, d_vocab: int, *, bias: bool = False) -> None:
+    With `cap`, logits x are cap tanh(x / cap), after the site.
+    """
+
+    def __init__(
+        self, d_model: int, d_vocab: int, *, bias: bool = False, cap: float | None = None
+    ) -> None:
         super().__init__()
+        self.cap = cap
         self.weight = nn.Parameter(torch.empty(d_vocab, d_model))
         self.bias = nn.Parameter(torch.empty(d_vocab)) if bias else None
         self.at_logits = outside_blocks("hook_unembed")
@@ -52,6 +58,10 @@ class Unembedding(nn.Module):
 
     def unembed(self, x: Resid, tap: Tap, vocabulary: Tensor | None) -> Logits:
         """The logits of all columns, or of `vocabulary` only."""
+        logits = self._uncapped(x, tap, vocabulary)
+        return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
+
+    def _uncapped(self, x: Resid, tap: Tap, vocabulary: Tensor | None) -> Logits:
         if vocabulary is None:
             return tap(self.at_logits, F.linear(x, self.weight, self.bias))
         if tap.wants(self.at_logits):  # an intervention there counts columns of the vocabulary

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import final
 
+import torch
 from torch import nn
 from typing_extensions import override
 
@@ -43,13 +44,27 @@ class MLP(FeedForward):
 
 @final
 class GatedMLP(FeedForward):
-    """(act(x W_gate) * x W_in) W_out; `hook_pre` is the gate's, `hook_pre_linear` the other's."""
+    """(act(x W_gate) * x W_in) W_out; `hook_pre` is the gate's, `hook_pre_linear` the other's.
 
-    def __init__(self, d_model: int, d_mlp: int, act: Activation, at: At, *, bias: bool) -> None:
+    `inner_bias` adds a bias after the product, where classic weights have theirs; `bias` is of the
+    three matrices.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_mlp: int,
+        act: Activation,
+        at: At,
+        *,
+        bias: bool,
+        inner_bias: bool = False,
+    ) -> None:
         super().__init__()
         self.gate = nn.Linear(d_model, d_mlp, bias=bias)
         self.up = nn.Linear(d_model, d_mlp, bias=bias)
         self.down = nn.Linear(d_mlp, d_model, bias=bias)
+        self.inner = nn.Parameter(torch.empty(d_mlp)) if inner_bias else None
         self.act = act
         self.at_pre, self.at_post = at("mlp.hook_pre"), at("mlp.hook_post")
         self.at_linear = at("mlp.hook_pre_linear")
@@ -59,4 +74,6 @@ class GatedMLP(FeedForward):
     def feed(self, x: Resid, tap: Tap) -> Resid:
         pre = tap(self.at_pre, self.gate(x))
         linear = tap(self.at_linear, self.up(x))
-        return self.down(tap(self.at_post, self.act(pre) * linear))
+        post = self.act(pre) * linear
+        post = post if self.inner is None else post + self.inner
+        return self.down(tap(self.at_post, post))

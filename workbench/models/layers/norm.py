@@ -9,13 +9,15 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from typing_extensions import override
 
-from workbench.core.axes import Resid
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.context import At
+
+Stream = Float[Tensor, "batch pos *head d_model"]  # with heads where each reads a stream of its own
 
 
 class Norm(nn.Module, ABC):
@@ -24,7 +26,7 @@ class Norm(nn.Module, ABC):
     sites: Sites
 
     @abstractmethod
-    def normalise(self, x: Resid, tap: Tap) -> Resid:
+    def normalise(self, x: Stream, tap: Tap) -> Stream:
         """The normalised stream, as the next linear map reads it."""
 
 
@@ -40,7 +42,7 @@ class RMSNorm(Norm):
         self.sites = (self.scale, self.normalized)
 
     @override
-    def normalise(self, x: Resid, tap: Tap) -> Resid:
+    def normalise(self, x: Stream, tap: Tap) -> Stream:
         if not (tap.wants(self.scale) or tap.wants(self.normalized)):
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -61,13 +63,52 @@ class LayerNorm(Norm):
         self.sites = (self.scale, self.normalized)
 
     @override
-    def normalise(self, x: Resid, tap: Tap) -> Resid:
+    def normalise(self, x: Stream, tap: Tap) -> Stream:
         if not (tap.wants(self.scale) or tap.wants(self.normalized)):
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         centred = wide - wide.mean(-1, keepdim=True)
         scale = tap(self.scale, (centred.square().mean(-1, keepdim=True) + self.eps).sqrt())
         return tap(self.normalized, centred / scale * self.weight + self.bias).to(x.dtype)
+
+
+@final
+class PlainRMSNorm(Norm):
+    """x / sqrt(mean(x²) + eps): what is left when the weight is folded into what reads it."""
+
+    def __init__(self, eps: float, at: At, name: str) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale, self.normalized = at(f"{name}.hook_scale"), at(f"{name}.hook_normalized")
+        self.sites = (self.scale, self.normalized)
+
+    @override
+    def normalise(self, x: Stream, tap: Tap) -> Stream:
+        if not (tap.wants(self.scale) or tap.wants(self.normalized)):
+            return F.rms_norm(x, x.shape[-1:], None, self.eps)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        scale = tap(self.scale, (wide.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        return tap(self.normalized, wide / scale).to(x.dtype)
+
+
+@final
+class PlainLayerNorm(Norm):
+    """(x - mean) / sqrt(variance + eps): what is left when weight and bias are folded away."""
+
+    def __init__(self, eps: float, at: At, name: str) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scale, self.normalized = at(f"{name}.hook_scale"), at(f"{name}.hook_normalized")
+        self.sites = (self.scale, self.normalized)
+
+    @override
+    def normalise(self, x: Stream, tap: Tap) -> Stream:
+        if not (tap.wants(self.scale) or tap.wants(self.normalized)):
+            return F.layer_norm(x, x.shape[-1:], None, None, self.eps)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        centred = wide - wide.mean(-1, keepdim=True)
+        scale = tap(self.scale, (centred.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        return tap(self.normalized, centred / scale).to(x.dtype)
 
 
 @final
@@ -79,5 +120,5 @@ class NoNorm(Norm):
         self.sites = ()
 
     @override
-    def normalise(self, x: Resid, tap: Tap) -> Resid:
+    def normalise(self, x: Stream, tap: Tap) -> Stream:
         return x

@@ -31,24 +31,52 @@ Heads = Float[Tensor, "batch pos head d_head"]
 
 @final
 class Rotary:
-    """Rotation by halves (the Llama and NeoX layout), by frequencies that are fixed when built."""
+    """Rotation by frequencies that are fixed when built.
 
-    def __init__(self, frequencies: Float[Tensor, " half"], scaling: float = 1.0) -> None:
-        self._frequencies, self._scaling = frequencies, scaling
+    Coordinate i turns with i + half (the Llama and NeoX layout), or with `neighbours` each pair of
+    adjacent ones (that of GPT-J), which `rotate_neighbours` turns.
+    """
+
+    def __init__(
+        self,
+        frequencies: Float[Tensor, " half"],
+        scaling: float = 1.0,
+        *,
+        neighbours: bool = False,
+    ) -> None:
+        self._frequencies, self._scaling, self._neighbours = frequencies, scaling, neighbours
 
     def angles(self, positions: Int[Tensor, "row pos"], dtype: torch.dtype) -> Angles:
         """Cosines and sines at absolute positions, in float32 until the last step."""
         frequencies = self._frequencies.to(positions.device)
         turn = positions[:, :, None].float() * frequencies
-        both = torch.cat([turn, turn], dim=-1)[:, :, None, :]  # row pos 1 d_rotary
+        pairs = turn.repeat_interleave(2, -1) if self._neighbours else torch.cat([turn, turn], -1)
+        both = pairs[:, :, None, :]  # row pos 1 d_rotary
         return (both.cos() * self._scaling).to(dtype), (both.sin() * self._scaling).to(dtype)
 
 
 def rotate(x: Heads, angles: Angles) -> Heads:
-    """Rotates each head's pairs (i, i + half) by its position's angles."""
+    """Rotates each head's pairs (i, i + half) by its position's angles.
+
+    Coordinates beyond the width of the angles stay as they are.
+    """
     cos, sin = angles
-    half = x.shape[-1] // 2
+    width = cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat([rotate(x[..., :width], angles), x[..., width:]], -1)
+    half = width // 2
     turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * cos + turned * sin
+
+
+def rotate_neighbours(x: Heads, angles: Angles) -> Heads:
+    """The same for pairs (2i, 2i + 1)."""
+    cos, sin = angles
+    width = cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat([rotate_neighbours(x[..., :width], angles), x[..., width:]], -1)
+    even, odd = x[..., ::2], x[..., 1::2]
+    turned = torch.stack([-odd, even], -1).flatten(-2)
     return x * cos + turned * sin
 
 

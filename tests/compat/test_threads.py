@@ -1,0 +1,69 @@
+"""One facade, sixteen threads, different hooks: nobody sees another's, nothing is wrong."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import tiny
+from tests.compat.classic import IDS, fresh
+
+THREADS, RUNS = 16, 24
+
+
+def scaled(factor: float) -> Callable[..., Tensor]:
+    """A hook of one thread's own."""
+
+    def hook(value: Tensor, hook: Any) -> Tensor:
+        return value * factor
+
+    return hook
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_sixteen_threads_on_one_facade_get_what_each_gets_alone(kind: str) -> None:
+    facade = fresh(kind)
+    facade.add_perma_hook("hook_embed", scaled(1.5))
+    site, loss = "blocks.1.hook_resid_post", "loss"
+
+    def hooked(factor: float) -> Tensor:
+        pairs = [(site, scaled(factor))]
+        return torch.as_tensor(facade.run_with_hooks(IDS, fwd_hooks=pairs))
+
+    def opened(factor: float) -> Tensor:
+        with facade.hooks([(site, scaled(factor))]), facade.hooks([("hook_embed", scaled(2.0))]):
+            return torch.as_tensor(facade(IDS))
+
+    def cached(factor: float) -> Tensor:
+        pairs = [(site, scaled(factor))]
+        return facade.run_with_cache(IDS, fwd_hooks=pairs)[1]["resid_post", 2]
+
+    def slopes(factor: float) -> Tensor:
+        pairs, wanted = [(site, scaled(factor))], "blocks.0.hook_resid_pre"
+        options: Any = {"return_type": loss, "incl_bwd": True, "names_filter": wanted}
+        return facade.run_with_cache(IDS, fwd_hooks=pairs, **options)[1][f"{wanted}_grad"]
+
+    def said(factor: float) -> Tensor:
+        with facade.hooks([(site, scaled(factor))]):
+            return facade.generate(IDS, 4, seed=int(factor), stop_at_eos=False)
+
+    work = (hooked, opened, cached, slopes, said)
+    alone = [[job(float(thread)) for job in work] for thread in range(THREADS)]
+    together, before = Barrier(THREADS), tiny.digest(facade.engine)
+
+    def thread(number: int) -> int:
+        together.wait()
+        return sum(
+            not tiny.same_bytes(work[turn % 5](float(number)), alone[number][turn % 5])
+            for turn in range(RUNS)
+        )
+
+    with tiny.unchecked(), ThreadPoolExecutor(THREADS) as pool:
+        assert list(pool.map(thread, range(THREADS))) == [0] * THREADS
+    assert tiny.digest(facade.engine) == before
+    assert all(weight.grad is None for weight in facade.engine.stack.parameters())
+    assert not facade.hook_dict[site].fwd_hooks

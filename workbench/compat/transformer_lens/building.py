@@ -1,0 +1,250 @@
+"""A model from a classic configuration, of the bricks here; what they cannot do is named.
+
+Notable: weights are drawn from a generator of their own, in the classic's order and shapes, so the
+same seed gives the same weights bit for bit, and no other random number changes.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.compat.transformer_lens.config import HookedTransformerConfig
+from workbench.compat.transformer_lens.weights import native, native_names
+from workbench.core.errors import OptionError
+from workbench.core.protocols import Sizes, Vocabulary
+from workbench.models.config import ACTIVATIONS, Activation
+from workbench.models.layers.attention import Attention
+from workbench.models.layers.context import At, in_block, outside_blocks
+from workbench.models.layers.embed import Embedding, Unembedding
+from workbench.models.layers.mlp import MLP, FeedForward, GatedMLP
+from workbench.models.layers.norm import (
+    LayerNorm,
+    NoNorm,
+    Norm,
+    PlainLayerNorm,
+    PlainRMSNorm,
+    RMSNorm,
+)
+from workbench.models.layers.positions import Rotary, rotate, rotate_neighbours
+from workbench.models.tokenizer import Tokenizer
+from workbench.models.transformer import AnyBlock, Block, ParallelBlock, Stack, Transformer
+
+
+def solu(x: Tensor) -> Tensor:
+    """X softmax(x), over the neurons."""
+    return x * x.softmax(-1)
+
+
+ACTS: Mapping[str, Activation] = MappingProxyType({**ACTIVATIONS, "solu": solu})
+
+# Options whose other values change the model in a way that no brick here does.
+UNBUILT: Mapping[str, Callable[[HookedTransformerConfig], tuple[str, bool]]] = MappingProxyType(
+    {
+        "use_hook_tokens": lambda c: ("False", not c.use_hook_tokens),
+        "num_experts": lambda c: ("None", c.num_experts is None),
+        "post_embedding_ln": lambda c: ("False", not c.post_embedding_ln),
+        "use_normalization_before_and_after": lambda c: (
+            "False",
+            not c.use_normalization_before_and_after,
+        ),
+        "use_qk_norm": lambda c: ("False", not c.use_qk_norm),
+        "use_local_attn": lambda c: ("False", not c.use_local_attn),
+        "rotary_dim": lambda c: (
+            f"even, and {c.d_head} at most",
+            c.rotary_dim is None or (c.rotary_dim <= c.d_head and c.rotary_dim % 2 == 0),
+        ),
+        "rotary_base_local": lambda c: ("None", c.rotary_base_local is None),
+        "use_NTK_by_parts_rope": lambda c: ("False", not c.use_NTK_by_parts_rope),
+        "positional_embedding_type": lambda c: (
+            "'standard' or 'rotary'",
+            c.positional_embedding_type in ("standard", "rotary"),
+        ),
+        "act_fn": lambda c: (
+            f"one of {', '.join(map(repr, ACTS))}",
+            c.attn_only or c.act_fn in ACTS,
+        ),
+        "n_devices": lambda c: ("1", c.n_devices == 1),
+        "load_in_4bit": lambda c: ("False", not c.load_in_4bit),
+        "ungroup_grouped_query_attention": lambda c: (
+            "False with grouped heads",
+            not c.ungroup_grouped_query_attention or c.groups == c.n_heads,
+        ),
+    }
+)
+
+
+def build(cfg: HookedTransformerConfig, vocabulary: Vocabulary | None) -> Transformer:
+    """A model with weights not yet drawn (zeros; norms 1); fills in `cfg.d_vocab` if it is -1.
+
+    Raises:
+        OptionError: If no brick here does what an option asks; names the option.
+    """
+    _check(cfg)
+    if cfg.d_vocab == -1:
+        cfg.d_vocab = _known_words(vocabulary)
+    cfg.d_vocab_out = cfg.d_vocab if cfg.d_vocab_out == -1 else cfg.d_vocab_out
+    sizes = Sizes(
+        n_layers=cfg.n_layers,
+        d_model=cfg.d_model,
+        n_heads=cfg.n_heads,
+        n_key_value_heads=cfg.groups,
+        d_head=cfg.d_head,
+        d_mlp=cfg.d_mlp or 0,
+        d_vocab=cfg.d_vocab,
+        n_ctx=cfg.n_ctx,
+    )
+    with torch.device("meta"):  # else every matrix would be drawn from the process's generator
+        stack = _stack(cfg, sizes)
+    stack = stack.to_empty(device="cpu").to(cfg.dtype)
+    _clear(stack)
+    fingerprint = f"built from a configuration, seed {cfg.seed}"
+    return Transformer(stack, name=cfg.model_name, fingerprint=fingerprint, tokenizer=vocabulary)
+
+
+def _stack(cfg: HookedTransformerConfig, sizes: Sizes) -> Stack:
+    turning = cfg.positional_embedding_type == "rotary"
+    return Stack(
+        sizes=sizes,
+        embed=Embedding(sizes.d_vocab, cfg.d_model, None if turning else cfg.n_ctx),
+        blocks=[_block(cfg, layer, turning=turning) for layer in range(cfg.n_layers)],
+        ln_final=_norm(cfg, outside_blocks, "ln_final", rms=cfg.final_rms),
+        unembed=Unembedding(
+            cfg.d_model, cfg.d_vocab_out, bias=True, cap=_cap(cfg.output_logits_soft_cap)
+        ),
+        rotary=_rotary(cfg) if turning else None,
+        causal=cfg.attention_dir == "causal",
+    )
+
+
+def _rotary(cfg: HookedTransformerConfig) -> Rotary:
+    width = cfg.rotary_dim or cfg.d_head
+    steps = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+    return Rotary(1.0 / cfg.rotary_base**steps, neighbours=cfg.rotary_adjacent_pairs)
+
+
+def _cap(cap: float) -> float | None:
+    return cap if cap > 0 else None
+
+
+def initialise(stack: Stack, cfg: HookedTransformerConfig) -> None:
+    """Draws every W from normal(0, initializer_range); biases 0, norm weights 1.
+
+    Raises:
+        OptionError: If `cfg.init_mode` is another.
+    """
+    if cfg.init_mode != "gpt2":
+        raise OptionError("init_mode", "'gpt2'", cfg.init_mode)
+    draws = torch.Generator()
+    draws = draws.manual_seed(draws.seed() if cfg.seed is None else cfg.seed)
+    names, places = native_names(stack), dict(stack.named_parameters(remove_duplicate=False))
+    _clear(stack)
+    with torch.no_grad():
+        for name in _drawn(cfg):
+            shape = _classic_shape(name, cfg)
+            value = torch.empty(shape, dtype=cfg.dtype)
+            value.normal_(0.0, cfg.initializer_range, generator=draws)
+            places[names[name]].copy_(native(name, value))
+
+
+def _clear(stack: Stack) -> None:
+    norms = {id(norm.weight) for norm in stack.modules() if isinstance(norm, LayerNorm | RMSNorm)}
+    with torch.no_grad():
+        for weight in stack.parameters():
+            weight.fill_(1.0 if id(weight) in norms else 0.0)
+
+
+def _drawn(cfg: HookedTransformerConfig) -> list[str]:
+    """The names in the order in which the classic draws them."""
+    key = "_" if cfg.groups != cfg.n_heads else ""
+    parts = ["attn.W_Q", "attn.W_O", f"attn.{key}W_K", f"attn.{key}W_V"]
+    parts += [] if cfg.attn_only else ["mlp.W_in", "mlp.W_out"]
+    parts += ["mlp.W_gate"] if cfg.gated_mlp and not cfg.attn_only else []
+    inner = [f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in parts]
+    learned = ["pos_embed.W_pos"] if cfg.positional_embedding_type == "standard" else []
+    return ["embed.W_E", *learned, *inner, "unembed.W_U"]
+
+
+def _classic_shape(name: str, cfg: HookedTransformerConfig) -> tuple[int, ...]:
+    d, m = cfg.d_model, cfg.d_mlp or 0
+    return {
+        "W_E": (cfg.d_vocab, d),
+        "W_pos": (cfg.n_ctx, d),
+        "W_Q": (cfg.n_heads, d, cfg.d_head),
+        "W_K": (cfg.groups, d, cfg.d_head),
+        "W_V": (cfg.groups, d, cfg.d_head),
+        "W_O": (cfg.n_heads, cfg.d_head, d),
+        "W_in": (d, m),
+        "W_gate": (d, m),
+        "W_out": (m, d),
+        "W_U": (d, cfg.d_vocab_out),
+    }[name.rsplit(".", 1)[-1].lstrip("_")]
+
+
+def _check(cfg: HookedTransformerConfig) -> None:
+    for name, rule in UNBUILT.items():
+        allowed, fine = rule(cfg)
+        if not fine:
+            value: Any = vars(cfg)[name]
+            raise OptionError(f"cfg.{name}", f"{allowed} (no brick here does another)", value)
+
+
+def _known_words(vocabulary: Vocabulary | None) -> int:
+    if not isinstance(vocabulary, Tokenizer):
+        raise OptionError("cfg.d_vocab", "given, or read off a tokenizer", -1)
+    return vocabulary.n_vocab
+
+
+def _block(cfg: HookedTransformerConfig, layer: int, *, turning: bool) -> AnyBlock:
+    at = in_block(layer)
+    scale = 1.0 / cfg.attn_scale if cfg.use_attn_scale else 1.0
+    scale = scale / (layer + 1) if cfg.scale_attn_by_inverse_layer_idx else scale
+    attention = Attention(
+        layer,
+        cfg.d_model,
+        cfg.n_heads,
+        cfg.groups,
+        cfg.d_head,
+        at,
+        scale=scale,
+        rotary=turning,
+        bias=True,
+        out_bias=True,
+        turn=rotate_neighbours if cfg.rotary_adjacent_pairs else rotate,
+        cap=_cap(cfg.attn_scores_soft_cap),
+    )
+    ln1, mlp = _norm(cfg, at, "ln1"), _mlp(cfg, at)
+    ln2 = NoNorm() if cfg.attn_only else _norm(cfg, at, "ln2")
+    if cfg.parallel_attn_mlp and mlp is not None:
+        return ParallelBlock(at, ln1=ln1, attn=attention, ln2=ln2, mlp=mlp)
+    return Block(at, ln1=ln1, attn=attention, ln2=ln2, mlp=mlp)
+
+
+def _mlp(cfg: HookedTransformerConfig, at: At) -> FeedForward | None:
+    if cfg.attn_only or cfg.act_fn is None:
+        return None
+    width, act = cfg.d_mlp or 0, ACTS[cfg.act_fn]
+    if not cfg.gated_mlp:
+        return MLP(cfg.d_model, width, act, at, bias=True)
+    mlp = GatedMLP(cfg.d_model, width, act, at, bias=False, inner_bias=True)
+    mlp.down.bias = torch.nn.Parameter(torch.empty(cfg.d_model))
+    return mlp
+
+
+def _norm(cfg: HookedTransformerConfig, at: At, name: str, *, rms: bool = False) -> Norm:
+    kind = cfg.normalization_type
+    if rms and kind is not None:
+        kind = kind.replace("LN", "RMS")
+    match kind:
+        case "LN":
+            return LayerNorm(cfg.d_model, cfg.eps, at, name)
+        case "LNPre":
+            return PlainLayerNorm(cfg.eps, at, name)
+        case "RMS":
+            return RMSNorm(cfg.d_model, cfg.eps, at, name)
+        case "RMSPre":
+            return PlainRMSNorm(cfg.eps, at, name)
+        case _:
+            return NoNorm()

@@ -1,0 +1,83 @@
+"""What a classic cache keeps of a run: which names, and which part of each activation."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.compat.transformer_lens.hooks import Hooks
+from workbench.compat.transformer_lens.slices import Slice, SliceInput
+from workbench.core.errors import NotRecordedError, OptionError, ShapeError
+from workbench.core.sites import Site, Sites, is_glob, select
+
+NamesFilter: TypeAlias = str | Collection[str] | Callable[[str], bool] | None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """How entries of a cache are cut and where they are put."""
+
+    device: torch.device | str | None = None
+    remove_batch_dim: bool = False
+    pos_slice: Slice | SliceInput = None
+
+    def entry(self, site: Site, value: Float[Tensor, "..."]) -> Tensor:
+        """The part that is kept; the axis of positions is the site's own.
+
+        Raises:
+            ShapeError: If several rows would lose all but one.
+        """
+        value = value.detach()
+        if self.pos_slice is not None:
+            axis = site.axes.index("query" if "query" in site.axes else "pos")
+            value = Slice.unwrap(self.pos_slice).apply(value, axis)
+        if self.remove_batch_dim:
+            if value.shape[0] != 1:
+                raise ShapeError("remove_batch_dim", "a single row", f"{value.shape[0]}")
+            value = value[0]
+        return value if self.device is None else value.to(self.device)
+
+
+@final
+@dataclass(frozen=True)
+class Wanted:
+    """The sites to record; those of `exact` were asked for by name and must be reached."""
+
+    sites: Sites
+    exact: frozenset[str]
+
+
+def wanted(names: NamesFilter, hooks: Hooks, known: Sites, enabled: Collection[str]) -> Wanted:
+    """The sites that a filter names; None is all that the classic flags enable.
+
+    Raises:
+        UnknownNameError: If a name or glob fits no site; names the nearest.
+        EmptySelectionError: If nothing is chosen.
+        OptionError: If it is no filter.
+    """
+    if names is None:
+        return Wanted(tuple(site for site in known if str(site) in enabled), frozenset())
+    if callable(names):
+        chosen = hooks.chosen(names, "names_filter")
+        return Wanted(tuple(site for site in known if str(site) in chosen), frozenset())
+    parts = [names] if isinstance(names, str) else list(names)
+    if not all(isinstance(part, str) for part in parts):
+        raise OptionError("names_filter", "names, globs, a predicate over names, or None", names)
+    sites = select(parts, known)
+    return Wanted(sites, frozenset(part for part in parts if not is_glob(part)))
+
+
+def check_reached(chosen: Wanted, seen: Mapping[Site, Tensor], ended: str) -> None:
+    """Refuses a run that stopped before a site it was asked for.
+
+    Raises:
+        NotRecordedError: If there is one; says where the run stopped.
+    """
+    reached = {str(site) for site in seen}
+    missing = sorted(chosen.exact - reached)
+    if missing:
+        raise NotRecordedError(f"The run never passed {', '.join(missing)}: {ended}.")

@@ -1,0 +1,92 @@
+"""A stack like another, of which some weights and parts are replaced and all others shared."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from workbench.core.errors import OptionError
+from workbench.models.transformer import AnyBlock, Stack, Transformer
+
+
+def shared(stack: Stack) -> Stack:
+    """A stack of its own whose weights are the very tensors of the other; costs no memory."""
+    memo: dict[int, object] = {id(weight): weight for weight in stack.parameters()}
+    return copy.deepcopy(stack, memo)
+
+
+def cloned(stack: Stack) -> Stack:
+    """A stack with weights of its own."""
+    return copy.deepcopy(stack)
+
+
+def frozen(value: Tensor) -> nn.Parameter:
+    """A weight that takes no gradient."""
+    return nn.Parameter(value.detach(), requires_grad=False)
+
+
+def put(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Gives a linear map other weights; only for a stack that `shared` has made."""
+    linear.weight = frozen(weight)
+    if bias is not None:
+        linear.bias = frozen(bias)
+
+
+def blocks_of(stack: Stack) -> tuple[AnyBlock, ...]:
+    """Its blocks, typed."""
+    return tuple(block for block in stack.blocks if isinstance(block, AnyBlock))
+
+
+def bias_of(linear: nn.Linear) -> Tensor | None:
+    """A linear map's bias, where it has one."""
+    return dict(linear.named_parameters()).get("bias")
+
+
+def first_blocks(model: Transformer, n_layers: int | None, n_ctx: int | None) -> Transformer:
+    """The first blocks of a model, or with a shorter context; itself for None.
+
+    Raises:
+        OptionError: If it has not so many blocks, or reads not so much.
+    """
+    if n_layers is None and n_ctx is None:
+        return model
+    sizes = model.sizes
+    count = sizes.n_layers if n_layers is None else n_layers
+    length = sizes.n_ctx if n_ctx is None else n_ctx
+    if not 1 <= count <= sizes.n_layers:
+        raise OptionError("first_n_layers", f"within 1…{sizes.n_layers}", n_layers)
+    if not 1 <= length <= sizes.n_ctx:
+        raise OptionError("n_ctx", f"within 1…{sizes.n_ctx}", n_ctx)
+    whole = shared(model.stack)
+    if whole.embed.positions is not None:
+        whole.embed.positions = frozen(whole.embed.positions[:length])
+    stack = Stack(
+        sizes=replace(sizes, n_layers=count, n_ctx=length),
+        embed=whole.embed,
+        blocks=blocks_of(whole)[:count],
+        ln_final=whole.ln_final,
+        unembed=whole.unembed,
+        rotary=whole.rotary,
+        causal=whole.causal,
+        tied=whole.tied,
+    )
+    return like(model, stack, f"first {count} blocks, {length} positions")
+
+
+def like(model: Transformer, stack: Stack, change: str) -> Transformer:
+    """A model of that stack, named like the other; `change` sets its fingerprint apart."""
+    fingerprint = f"{model.fingerprint}+{change}" if change else model.fingerprint
+    return Transformer(stack, name=model.name, fingerprint=fingerprint, tokenizer=model.tokenizer)
+
+
+def converted(stack: Stack, change: Callable[[Tensor], Tensor]) -> Stack:
+    """A stack whose weights are the changed ones; what two places share they go on sharing."""
+    made: dict[int, Tensor] = {}
+    weights = dict(stack.named_parameters(remove_duplicate=False))
+    for weight in weights.values():
+        if id(weight) not in made:
+            made[id(weight)] = change(weight.detach())
+    new = shared(stack)
+    new.load_state_dict({name: made[id(w)] for name, w in weights.items()}, assign=True)
+    return new
