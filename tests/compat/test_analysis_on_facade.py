@@ -9,7 +9,7 @@ from tests import tiny
 from tests.compat.standin import BOTH, Golden, close, said
 from tests.compat.test_activation_cache import STACKS
 from tests.compat.test_patching import READY, difference, everything
-from workbench.compat.transformer_lens import HookedTransformer, patching, utils
+from workbench.compat.transformer_lens import HookedTransformer, _cells, patching, utils
 from workbench.compat.transformer_lens.head_detector import detect_head
 from workbench.compat.transformer_lens.svd_interpreter import SVDInterpreter
 
@@ -132,3 +132,26 @@ def test_an_answer_is_ranked(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "Top 1th token" in out
     assert "Ranks of the answer tokens: [('c'," in out
+
+
+@pytest.mark.parametrize("names", [None, lambda name: name.endswith(("hook_z", "pattern"))])
+def test_where_prompts_are_alike_nothing_is_run_again(
+    names: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the clean run recorded, the base run's activations are its own, bit for bit."""
+    model = HookedTransformer({**SMALL, "normalization_type": "LN"})
+    clean, corrupt = tiny.tokens(2, 5, seed=1), tiny.tokens(2, 5, seed=2)
+    corrupt[:, :3] = clean[:, :3]
+    _, cache = model.run_with_cache(clean, names_filter=names)
+    started: list[int] = []
+    own = _cells._run
+
+    def noted(base: Any, cells: Any, start: int) -> Tensor:
+        started.append(start)
+        return own(base, cells, start)
+
+    monkeypatch.setattr(_cells, "_run", noted)
+    patching.get_act_patch_attn_head_out_all_pos(model, corrupt, cache, difference)
+    assert started == [3]
+    patching.get_act_patch_attn_head_out_by_pos(model, clean, cache, difference)
+    assert started == [3]  # the clean run patched into itself: no cell differs

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.compat.transformer_lens._logits import Pool
-from workbench.compat.transformer_lens._protocols import PatchedModel
+from workbench.compat.transformer_lens._protocols import Cache, PatchedModel
 from workbench.core.axes import Logits, Resid
 from workbench.core.cache import KeyValueCache
 from workbench.core.data import Batch
@@ -58,13 +58,19 @@ class Base:
         return self.model.unembed(stream, UNTAPPED)
 
 
-def base_run(model: PatchedModel, tokens: Int[Tensor, "batch pos"], sites: Sites) -> Base:
-    """Runs the tokens, keeping what the cells at `sites` will need."""
+def base_run(
+    model: PatchedModel, tokens: Int[Tensor, "batch pos"], sites: Sites, like: Cache
+) -> Base:
+    """Runs the tokens, keeping what the cells at `sites` will need.
+
+    The sites of `like`, the donor's cache, are asked for too: so this run uses the kernels that the
+    donor's used, and where the prompts are alike their activations are, bit for bit.
+    """
     engine = model.engine
     batch = _batch(model, tokens)
     layers = sorted({site.layer for site in sites if site.layer is not None})
     starts = {layer: Site("blocks.{}.hook_resid_pre", layer) for layer in layers}
-    recorder = Recorder((*sites, *starts.values()))
+    recorder = _Alike((*sites, *starts.values()), like)
     causal = model.cfg.attention_dir == "causal" and batch.real is None
     cache = new_cache(engine, *batch.tokens.shape) if causal else None
     with torch.no_grad():
@@ -201,6 +207,26 @@ def _prefix(base: Base, blocks: range, cells: int, start: int) -> KeyValueCache:
         first = (part[:, :, :start].repeat(cells, 1, 1, 1) for part in (keys, values))
         cache.append(block, *first)
     return cache
+
+
+@final
+class _Alike(Tap):
+    """Records some sites, and asks for all that another run has recorded."""
+
+    def __init__(self, sites: Sites, like: Cache) -> None:
+        self._recorder, self._like = Recorder(sites), like
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        return self._recorder(site, value)
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return self._recorder.wants(site) or str(site) in self._like
+
+    def recorded(self) -> Mapping[Site, Tensor]:
+        """What was seen, by site."""
+        return self._recorder.recorded()
 
 
 @final

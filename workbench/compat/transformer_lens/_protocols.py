@@ -156,6 +156,10 @@ class Cache(Protocol):
         """The activation of that name."""
         ...
 
+    def __contains__(self, key: object, /) -> bool:
+        """Whether it was recorded."""
+        ...
+
 
 @runtime_checkable
 class PointView(Protocol):
