@@ -89,6 +89,12 @@ def _component(given: str) -> str:
     return given
 
 
+def _first(change: Float[Tensor, "batch pos d"]) -> int:
+    """The first position that changes; nothing before it can, where no token looks ahead."""
+    moved = (change != 0).any(-1).any(0)
+    return int(moved.int().argmax()) if bool(moved.any()) else len(moved)
+
+
 def _within(option: str, given: int, count: int) -> int:
     if not 0 <= index(option, given) < count:
         raise OptionError(option, f"0…{count - 1}", given)
@@ -122,7 +128,7 @@ class _Paths:
         if not later:
             return values
         sites = {layer: one_site(f"blocks.{layer}.attn.hook_z", known) for layer in later}
-        base = base_run(self.model, self.tokens, tuple(sites.values()))
+        base = base_run(self.model, self.tokens, tuple(sites.values()), self.caches[0])
         cells = self._cells(base, sites, self._changes(source, heads))
         flat = measured(base, cells, len(later) * len(heads) * n_heads, metric)
         values[:, source + 1 :] = flat.reshape(len(later), len(heads), n_heads).transpose(0, 1)
@@ -142,10 +148,11 @@ class _Paths:
         numbers = iter(range(len(sites) * len(changes) * self.model.cfg.n_heads))
         for layer, site in sites.items():
             reached = self._reached(base, layer, changes)  # source batch pos head d_head
-            for of_source in reached:
-                for head in range(of_source.shape[2]):
+            for z, change in zip(reached, changes, strict=True):
+                start = 0 if base.cache is None else _first(change)
+                for head in range(z.shape[2]):
                     value = base.values[site].clone()
-                    value[:, :, head] = of_source[:, :, head]
+                    value[:, start:, head] = z[:, start:, head]
                     yield Cell(next(numbers), site, value)
 
     def _reached(

@@ -156,6 +156,10 @@ class Cache(Protocol):
         """The activation of that name."""
         ...
 
+    def __contains__(self, key: object, /) -> bool:
+        """Whether it was recorded."""
+        ...
+
 
 @runtime_checkable
 class PointView(Protocol):
@@ -197,6 +201,15 @@ class PatchedModel(Protocol):
 
     def run_with_hooks(self, input: Any, *, fwd_hooks: Any = ()) -> Any:  # noqa: A002
         """The logits of a run with hooks, after those that stand already."""
+        ...
+
+
+@runtime_checkable
+class PatternCache(Protocol):
+    """A cache that is asked for patterns by name and layer."""
+
+    def __getitem__(self, key: tuple[str, int], /) -> Tensor:
+        """The activation of that name and layer."""
         ...
 
 

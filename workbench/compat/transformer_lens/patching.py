@@ -156,7 +156,8 @@ class _Sweep:
         names = {index[0]: self._name(index) for index in self.indices}
         known = self.model.engine.sites
         sites = {layer: one_site(name, known) for layer, name in names.items()}
-        base = base_run(self.model, self.tokens, tuple(sites[layer] for layer in sorted(sites)))
+        in_order = tuple(sites[layer] for layer in sorted(sites))
+        base = base_run(self.model, self.tokens, in_order, self.clean)
         return measured(base, self._cells(base, sites), len(self.indices), metric)
 
     def one_by_one(self, metric: Metric) -> Values:
