@@ -5,7 +5,8 @@
     generate   text under a plan, cached or streamed       ->  a Generation or its Pieces
     gradients  of a metric, at sites
     sweep      many one-change runs as few batches
-    harvest    activations of many texts, in memory; harvest_into streams them into sinks
+    harvest    activations of many texts, in memory; harvest_into streams them into sinks,
+               store_activations onto a disk, from where ActivationStore reads
 
 The nouns are in `ARCHITECTURE.md`; methods are found in `workbench.attribution`, `.steering` and
 `.lenses`, probes in `probes`.
@@ -13,6 +14,8 @@ The nouns are in `ARCHITECTURE.md`; methods are found in `workbench.attribution`
 
 from workbench.core import metrics, sinks
 from workbench.core import operators as ops
+from workbench.core.activation_store import ActivationStore
+from workbench.core.activation_writer import store_activations, store_size
 from workbench.core.data import Batch, Contrast
 from workbench.core.direction import Direction
 from workbench.core.errors import WorkbenchError
@@ -36,6 +39,7 @@ from workbench.models.load import load
 
 __version__ = package_version()
 __all__ = [
+    "ActivationStore",
     "Batch",
     "Contrast",
     "Direction",
@@ -65,5 +69,7 @@ __all__ = [
     "ops",
     "run",
     "sinks",
+    "store_activations",
+    "store_size",
     "sweep",
 ]

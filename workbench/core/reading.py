@@ -116,7 +116,6 @@ class Reading:
 
     at: tuple[Sequence[int], ...]  # by text, counted from its first token
     pool: Pool | None
-    label: object  # the rule, as JSON has it
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -178,9 +177,21 @@ def reading_of(position: ReadPositions, ids: Ids, bos_id: int | None) -> Reading
         return _of_word(position, ids, bos_id)
     if isinstance(position, Iterable) and not (isinstance(position, Tensor) and not position.ndim):
         asked = indices("position", position)
-        return Reading(tuple(_within(asked, len(row), ids) for row in ids), None, list(asked))
-    asked = index("position", position)
-    return Reading(tuple(_within((asked,), len(row), ids) for row in ids), None, asked)
+    else:
+        asked = (index("position", position),)
+    return Reading(tuple(_within(asked, len(row), ids) for row in ids), None)
+
+
+def label_of(position: ReadPositions) -> object:
+    """A rule as JSON has it: equal for equal rules."""
+    if isinstance(position, Spans):
+        spans = [list(map(int, span)) for span in position.spans]
+        return {"spans": digest(spans), "read": position.read}
+    if isinstance(position, str):
+        return position
+    if isinstance(position, Iterable) and not (isinstance(position, Tensor) and not position.ndim):
+        return list(indices("position", position))
+    return index("position", position)
 
 
 def one_per_text(position: ReadPositions) -> ReadPosition:
@@ -200,13 +211,13 @@ def one_per_text(position: ReadPositions) -> ReadPosition:
 
 def _of_word(position: str, ids: Ids, bos_id: int | None) -> Reading:
     if position == "first":
-        return Reading(tuple((0,) for _ in ids), None, position)
+        return Reading(tuple((0,) for _ in ids), None)
     if position == "last":
-        return Reading(tuple((len(row) - 1,) for row in ids), None, position)
+        return Reading(tuple((len(row) - 1,) for row in ids), None)
     if position not in ("all", *_POOLS):
         raise OptionError("position", _SEVERAL, position)
     at = tuple(_content(row, bos_id) for row in ids)
-    return Reading(at, _pool_of(position), position)
+    return Reading(at, _pool_of(position))
 
 
 def _pool_of(read: str) -> Pool | None:
@@ -232,8 +243,7 @@ def _of_spans(spans: Spans, ids: Ids) -> Reading:
     at = tuple(_span(i, span, length) for i, (span, length) in enumerate(ends))
     if spans.read in ("first", "last"):
         at = tuple(inside[:1] if spans.read == "first" else inside[-1:] for inside in at)
-    label = {"spans": digest(spans.spans), "read": spans.read}
-    return Reading(at, _pool_of(spans.read), label)
+    return Reading(at, _pool_of(spans.read))
 
 
 def _span(text: int, span: tuple[int, int], length: int) -> range:

@@ -42,6 +42,17 @@ def write_tensors(
     write_bytes(file, save(plain, dict(metadata) if metadata else None))  # of {} it makes no JSON
 
 
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder as lasting as the files; where the system has it."""
+    if os.name != "posix":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def read_text(file: Path) -> str:
     """Reads UTF-8 text.
 

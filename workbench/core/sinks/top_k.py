@@ -1,7 +1,7 @@
 """The largest values of each column, and which tokens they come from.
 
-Notable: of equal values the row that comes first in the harvest wins, so the outcome does not
-depend on batches, on their order, or on how sinks were merged.
+Notable: of equal values the row that comes first in the harvest wins, so the outcome depends on the
+values alone: not on the order in which they were pushed, nor on how sinks were merged.
 """
 
 from collections.abc import Mapping
