@@ -35,10 +35,11 @@ def test_any_range_of_rows_is_a_slice_of_all(store: ActivationStore) -> None:
     whole, where = store.rows(SITE), store.where()
     assert len(store.index.shards) > 3
     assert where.row.tolist() == list(range(store.n_rows))
-    for start in range(0, store.n_rows + 1, 3):
-        for stop in range(start, store.n_rows + 1, 5):
-            assert torch.equal(store.rows(SITE, start, stop), whole[start:stop])
-            assert torch.equal(store.where(start, stop).token, where.token[start:stop])
+    with tiny.unchecked():
+        for start in range(0, store.n_rows + 1, 4):
+            for stop in range(start, store.n_rows + 1, 5):
+                assert torch.equal(store.rows(SITE, start, stop), whole[start:stop])
+                assert torch.equal(store.where(start, stop).token, where.token[start:stop])
     for start, stop in ((-1, 2), (3, 2), (0, store.n_rows + 1)):
         with pytest.raises(OptionError, match=f"a range within {store.n_rows} rows"):
             store.rows(SITE, start, stop)
