@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 import workbench as wb
+from benchmarks.capture import captures
 from benchmarks.harness import OURS, Case
 from benchmarks.peers import PROMPT, Peers, tokens
 
@@ -20,6 +21,7 @@ def cases(peers: Peers) -> Iterator[Case]:
     for rows, columns in SHAPES[:2]:
         yield record(peers, rows, columns)
     yield generate(peers)
+    yield from captures(peers)
 
 
 def forward(peers: Peers, rows: int, columns: int) -> Case:

@@ -17,10 +17,11 @@ from probes.intervals import grouped_interval
 from probes.method import METHODS, ProbeMethod
 from probes.report import ProbeReport, Selection
 from workbench.core.errors import OptionError
-from workbench.core.harvest import Progress, ReadPosition, harvest
+from workbench.core.harvest import Progress, harvest
 from workbench.core.options import count, expect, index
 from workbench.core.protocols import Model
 from workbench.core.provenance import Provenance, hyper_parameters, provenance
+from workbench.core.reading import ReadPosition, one_per_text
 from workbench.core.result import Axis, Check
 from workbench.core.run import Check as Cancel
 from workbench.core.sites import Selector, Site
@@ -60,6 +61,7 @@ def sweep(  # noqa: PLR0913 - what is read where, how it is tested, and how it i
     chosen, limit = _method(method), None if limit is None else count("limit", limit)
     n_folds, n_shuffles = index("n_folds", n_folds), count("n_shuffles", n_shuffles)
     seed = count("seed", seed, least=0)
+    position = one_per_text(position)
     used = data if limit is None or limit >= len(data) else data.sample(limit, seed)
     split, total = split_of(used, n_folds, n_shuffles, seed), 2 * len(used)
     reading = None if progress is None else _of(progress, total)

@@ -5,23 +5,30 @@
     generate   text under a plan, cached or streamed       ->  a Generation or its Pieces
     gradients  of a metric, at sites
     sweep      many one-change runs as few batches
+    harvest    activations of many texts, in memory; harvest_into streams them into sinks,
+               store_activations onto a disk, from where ActivationStore reads
 
 The nouns are in `ARCHITECTURE.md`; methods are found in `workbench.attribution`, `.steering` and
 `.lenses`, probes in `probes`.
 """
 
-from workbench.core import metrics
+from workbench.core import metrics, sinks
 from workbench.core import operators as ops
+from workbench.core.activation_store import ActivationStore
+from workbench.core.activation_writer import store_activations, store_size
 from workbench.core.data import Batch, Contrast
 from workbench.core.direction import Direction
 from workbench.core.errors import WorkbenchError
 from workbench.core.generate import Generation, Piece, generate
+from workbench.core.harvest import Harvest, harvest, harvest_into
 from workbench.core.interventions import Intervention
 from workbench.core.metrics import Metric
+from workbench.core.pace import Pace
 from workbench.core.plan import Plan
 from workbench.core.program import Receipt
 from workbench.core.protocols import Model
 from workbench.core.provenance import package_version
+from workbench.core.reading import Spans
 from workbench.core.result import Result, load_result
 from workbench.core.run import gradients, run
 from workbench.core.sites import Site
@@ -32,28 +39,37 @@ from workbench.models.load import load
 
 __version__ = package_version()
 __all__ = [
+    "ActivationStore",
     "Batch",
     "Contrast",
     "Direction",
     "Generation",
+    "Harvest",
     "Intervention",
     "Metric",
     "Model",
+    "Pace",
     "Piece",
     "Plan",
     "Receipt",
     "Result",
     "Site",
+    "Spans",
     "SweepResult",
     "Tap",
     "Trace",
     "WorkbenchError",
     "generate",
     "gradients",
+    "harvest",
+    "harvest_into",
     "load",
     "load_result",
     "metrics",
     "ops",
     "run",
+    "sinks",
+    "store_activations",
+    "store_size",
     "sweep",
 ]

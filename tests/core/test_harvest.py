@@ -9,7 +9,9 @@ from torch import Tensor
 import workbench as wb
 from tests import tiny
 from workbench.core.errors import (
+    CancelledError,
     EmptySelectionError,
+    NeverActedError,
     NonFiniteError,
     NotRecordedError,
     OptionError,
@@ -65,10 +67,10 @@ def test_several_sites_and_heads_come_flat(kind: str) -> None:
 def test_the_forward_ends_after_the_last_block_asked_for() -> None:
     model, last = tiny.model(), wb.Site.parse("blocks.0.hook_resid_post")
     late = wb.Intervention("blocks.1.hook_mlp_out", wb.ops.zero())
-    with pytest.raises(wb.WorkbenchError, match="the run ended before block 1"):
+    with pytest.raises(wb.WorkbenchError, match=r"ends at blocks\.0\.hook_resid_post"):
         harvest(model, TEXTS, last, plan=[late])
     first = wb.Intervention("blocks.0.hook_mlp_out", wb.ops.zero())
-    with pytest.raises(wb.WorkbenchError, match="the run ended before block 0"):
+    with pytest.raises(wb.WorkbenchError, match="ends at hook_embed"):
         harvest(model, TEXTS, "hook_embed", plan=[first])
 
 
@@ -117,7 +119,7 @@ def test_it_refuses_what_it_cannot_read() -> None:
     with pytest.raises(OptionError, match="position must be within 2 tokens, got -3"):
         harvest(model, TEXTS, SITE, position=-3)
     read: Any = harvest
-    told = "position must be 'last', 'first', 'mean' or an index"
+    told = "position must be 'last', 'first', 'mean', 'max', 'all', an index, several, or Spans"
     with tiny.unchecked(), pytest.raises(OptionError, match=told):
         read(model, TEXTS, SITE, position="middle")
     with tiny.unchecked(), pytest.raises(OptionError, match="position must be a whole number"):
@@ -134,10 +136,88 @@ def test_it_refuses_what_it_cannot_read() -> None:
 
 def test_a_row_that_is_not_finite_is_refused() -> None:
     wild = [wb.Intervention("blocks.1.hook_mlp_out", wb.ops.scale(float(2**127)))]
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match=r"blocks\.1\.hook_resid_post, text \d: \d+ of \d+"):
         harvest(tiny.model(), TEXTS, SITE, plan=[*wild, *wild])
 
 
 def test_nothing_recorded_is_an_error_and_no_empty_row() -> None:
     with pytest.raises((EmptySelectionError, NotRecordedError)):
         harvest(tiny.model(), TEXTS, [])
+
+
+@pytest.mark.parametrize(
+    "last",
+    ["hook_embed", "blocks.1.attn.hook_z", "blocks.1.hook_resid_post", "ln_final.hook_normalized"],
+)
+def test_the_forward_ends_at_the_last_site_in_the_middle_of_a_block(last: str) -> None:
+    wanted = [wb.Site("hook_embed"), wb.Site.parse(last)]
+    spy, passed = tiny.Spy(wanted.__contains__), list[None]()
+    wb.run(tiny.model(), [65, 66], tap=spy)
+    harvest(tiny.model(), [[65, 66]], wanted, check=lambda: passed.append(None))
+    assert len(passed) == spy.sites.index(wanted[1]) + 1
+
+
+def test_what_acts_on_some_texts_only_has_acted() -> None:
+    model, long = tiny.model("llama", torch.float64), [i for i in TEXTS if len(i) > 6]
+    plan = [wb.Intervention("blocks.0.hook_mlp_out", wb.ops.zero(), positions=6)]
+    rows = harvest(model, TEXTS, SITE, plan=plan, max_tokens=1).rows[SITE]
+    plain = harvest(model, TEXTS, SITE, max_tokens=1).rows[SITE]
+    changed = [t for t, a, b in zip(TEXTS, rows, plain, strict=True) if not torch.equal(a, b)]
+    assert changed == long
+    with pytest.raises(EmptySelectionError, match="beyond the 6 tokens of the longest text"):
+        harvest(model, [t for t in TEXTS if t not in long], SITE, plan=plan)
+    generated = [wb.Intervention("blocks.0.hook_mlp_out", wb.ops.zero(), positions="generated")]
+    with pytest.raises(NeverActedError, match="selects no token of any text"):
+        harvest(model, TEXTS, SITE, plan=generated)
+
+
+def test_sinks_get_what_a_harvest_holds_and_pads_are_counted() -> None:
+    paces, model = list[wb.Pace](), tiny.model()
+    rows, moments = wb.sinks.Rows(), wb.sinks.Moments()
+    tally = wb.harvest_into(
+        [rows, moments], model, TEXTS, SITE, position="all", max_tokens=12, progress=paces.append
+    )
+    whole = harvest(model, TEXTS, SITE, position="all", max_tokens=12)
+    assert torch.equal(rows.finish()[SITE].rows, whole.rows[SITE])
+    tiny.close(moments.finish()[SITE].mean, whole.rows[SITE].double().mean(0))
+    n_tokens = sum(map(len, TEXTS))
+    assert (tally.texts, tally.rows, tally.tokens) == (len(TEXTS), n_tokens, n_tokens)
+    assert tally.forwards == len(paces)
+    assert n_tokens <= tally.computed <= 12 * tally.forwards
+    assert (paces[-1].done, paces[-1].tokens) == (len(TEXTS), n_tokens)
+    for count in (1, 2):
+        lengths = [5] * count
+        even = wb.harvest_into(rows, model, [[7] * n for n in lengths], SITE)
+        assert (even.tokens, even.forwards) == (even.computed, 1)
+
+
+def test_workers_merge_to_what_one_gets() -> None:
+    model = tiny.model("llama", torch.float64)
+    parts = [wb.sinks.Moments() for _ in range(4)]
+    for i, part in enumerate(parts):
+        wb.harvest_into(part, model, TEXTS[i::4], SITE, position="all")
+    one = wb.sinks.Moments()
+    wb.harvest_into(one, model, TEXTS, SITE, position="all")
+    merged = parts[0].merge(parts[1]).merge(parts[2].merge(parts[3])).finish()[SITE]
+    assert merged.n == one.finish()[SITE].n
+    tiny.close(merged.covariance, one.finish()[SITE].covariance)
+
+
+def test_a_check_may_cancel() -> None:
+    calls = list[int]()
+
+    def cancel() -> None:
+        calls.append(1)
+        if len(calls) == 9:
+            raise CancelledError("enough")
+
+    with pytest.raises(CancelledError, match="enough"):
+        harvest(tiny.model(), TEXTS, SITE, check=cancel, max_tokens=1)
+    assert len(calls) == 9
+
+
+def test_only_sinks_are_sinks() -> None:
+    into: Any = wb.harvest_into
+    for wrong in (None, 1, [1], "rows", [wb.sinks.Rows]):
+        with tiny.unchecked(), pytest.raises(OptionError, match="sinks must be"):
+            into(wrong, tiny.model(), TEXTS, SITE)

@@ -15,18 +15,21 @@ expected, what came, and what to do next.
     ├─ AlignmentError         ValueError       clean and corrupt prompts that do not match
     ├─ EmptySelectionError    ValueError       a selection that selects nothing
     ├─ FormatError            ValueError       a file or JSON that is not what it should be
+    ├─ MismatchError          ValueError       a store on disk made under other conditions
     ├─ NotReplayableError     ValueError       a bare function where only data can be saved
+    ├─ BusyError              RuntimeError     another process is writing there
     ├─ CancelledError         RuntimeError     the caller's own check asked to stop
     ├─ NeverActedError        RuntimeError     an intervention that was never reached
     ├─ InPlaceEditError       RuntimeError     a tap that wrote into an activation
     ├─ ConvergenceError       RuntimeError     a fit that did not reach its tolerance
     ├─ NotRecordedError       LookupError      an activation that the run did not record
+    ├─ StorageError           OSError          a disk that is full or cannot be written to
     ├─ MissingDependencyError ImportError      an optional package that is not installed
     └─ NonFiniteError         ArithmeticError  a value that is not finite, and where
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class WorkbenchError(Exception):
@@ -115,6 +118,26 @@ class EmptySelectionError(WorkbenchError, ValueError):
 
 class FormatError(WorkbenchError, ValueError):
     """A file or JSON text that is not what it should be."""
+
+
+class MismatchError(WorkbenchError, ValueError):
+    """What lies on disk was made under other conditions; says each that differs."""
+
+    def __init__(self, where: object, differences: Mapping[str, tuple[object, object]]) -> None:
+        self.where, self.differences = where, dict(differences)
+        parts = (
+            f"{name} is {_brief(found)}, expected {_brief(expected)}"
+            for name, (found, expected) in differences.items()
+        )
+        super().__init__(f"{where} holds something else: {'; '.join(parts)}. Use another folder.")
+
+
+class BusyError(WorkbenchError, RuntimeError):
+    """Another process, or another thread of this one, is writing to the same place."""
+
+
+class StorageError(WorkbenchError, OSError):
+    """A disk that is full or cannot be written to; what was written whole before stays."""
 
 
 class NotReplayableError(WorkbenchError, ValueError):

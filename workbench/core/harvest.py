@@ -1,129 +1,156 @@
-"""Activations of many texts, one row each: what probes and directions are made from.
+"""Activations of many texts: what probes, directions and dictionaries are made from.
 
-Notable: batches are cut by length and a token budget, the forward ends after the last block that
-is asked for, and nothing is unembedded.
+    harvest        in memory, a row or more per text
+    harvest_into   streamed into sinks: moments, largest values, histograms, or your own
+
+`workbench.core.activation_store` writes them to disk. Below all three is `workbench.core.reader`:
+batches cut by length, a forward that ends at the last site, nothing unembedded.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.core.data import Batch, batch_of, token_rows
-from workbench.core.errors import NonFiniteError, OptionError
-from workbench.core.options import count, index
-from workbench.core.plan import Interventions, as_plan
+from workbench.core.data import PaddingSide
+from workbench.core.pace import Pace, Pacer
+from workbench.core.plan import Interventions
 from workbench.core.protocols import Model
-from workbench.core.run import Check, run
-from workbench.core.sites import Selector, Site, select
+from workbench.core.reader import Reader, Text, reader_of
+from workbench.core.reading import ReadPosition, ReadPositions, Where
+from workbench.core.run import Check
+from workbench.core.sinks.rows import Rows
+from workbench.core.sinks.sink import Sink, push_all, sinks_of
+from workbench.core.sites import Selector, Site
 
-ReadPosition = Literal["last", "first", "mean"] | int
+__all__ = ["Harvest", "Progress", "ReadPosition", "Tally", "harvest", "harvest_into"]
 Progress = Callable[[int, int], None]
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Harvest:
-    """One row per text at each site, `(text, d)`, in the order of the texts; heads are flattened.
+    """Rows at each site, in the order of the texts and of the positions read of each.
 
-    `lengths` are the texts' token counts.
+    Heads are flattened into the row. `where` says what each row was read of; `lengths` are the
+    texts' token counts.
     """
 
-    rows: Mapping[Site, Float[Tensor, "text d"]]
-    position: ReadPosition
+    rows: Mapping[Site, Float[Tensor, "row _d"]]
+    position: ReadPositions
     lengths: tuple[int, ...]
+    where: Where
+
+
+@final
+@dataclass(frozen=True)
+class Tally:
+    """What a harvest cost, and how much of it were pads."""
+
+    texts: int
+    rows: int
+    tokens: int
+    computed: int  # tokens with their pads
+    forwards: int
 
 
 def harvest(  # noqa: PLR0913 - what to read, where, and how it may be watched
     model: Model,
-    texts: Sequence[str | Sequence[int]],
+    texts: Sequence[Text],
     sites: Selector,
     *,
-    position: ReadPosition = "last",
+    position: ReadPositions = "last",
     plan: Interventions = (),
     max_tokens: int = 2048,
+    padding_side: PaddingSide = "right",
     progress: Progress | None = None,
     check: Check | None = None,
 ) -> Harvest:
-    """The activation of each text at each site, read at one position.
+    """The activations of each text at each site, read at one position or several, in memory.
 
-    `position`: the last or first content token, an absolute one (negative from the end), or the
-    mean over all content tokens but the model's BOS, which carries the attention sink. Costs one
-    forward per text up to the last block asked for; `max_tokens` bounds a batch.
+    `position`: "last", "first" or an index (negative from the end) of each text's content tokens;
+    "mean" or "max" over all of them; "all", several indices, or `Spans` for a row per token. What
+    reads all leaves out the model's BOS, which carries the attention sink. Costs one forward per
+    text up to the last site, and the bytes of the rows twice; `max_tokens` bounds a batch.
+    `progress(done, total)` counts texts; `check` is called at every site and may raise to cancel.
 
     Raises:
         UnknownNameError: If the model lacks one of `sites`.
         OptionError: If a text is too short for `position`, or the plan names rows.
+        NeverActedError: If an intervention acts on no text, or only after the last site.
         NonFiniteError: If a row is not finite.
     """
-    wanted, rows, plan = select(sites, model.sites), token_rows(model, texts), as_plan(plan)
-    count("max_tokens", max_tokens)
-    if any(one.rows is not None for one in plan):
-        raise OptionError("plan", "without rows: texts are batched by length", str(plan[0]))
-    store = {site: [torch.empty(0)] * len(rows) for site in wanted}
-    done = 0
-    for indices in _batches([len(row) for row in rows], max_tokens):
-        batch = batch_of(model, [rows[i] for i in indices])
-        trace = run(model, batch, plan=plan, record=wanted, logits=False, check=check)
-        for site in wanted:
-            read = _read(trace[site], batch, position, model, site)
-            for i, row in zip(indices, read, strict=True):
-                store[site][i] = row
-        done += len(indices)
-        if progress is not None:
-            progress(done, len(rows))
-    stacked = {site: torch.stack(parts) for site, parts in store.items()}
-    for site, matrix in stacked.items():
-        bad = int((~torch.isfinite(matrix)).sum())
-        if bad:
-            raise NonFiniteError(site, bad, matrix.numel())
-    return Harvest(stacked, position, tuple(map(len, rows)))
+    reader = reader_of(
+        model,
+        texts,
+        sites,
+        position=position,
+        plan=plan,
+        max_tokens=max_tokens,
+        padding_side=padding_side,
+    )
+    sink = Rows()
+    _pour(reader, [sink], None if progress is None else _counted(progress), check)
+    tables = sink.finish()
+    rows = {site: tables[site].rows for site in reader.sites}
+    return Harvest(rows, position, reader.lengths, tables[reader.sites[0]].where)
 
 
-def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each of at most `max_tokens` tokens with its pads."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    batch: list[int] = []
-    for i in order:
-        if batch and lengths[i] * (len(batch) + 1) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    yield batch
+def harvest_into(  # noqa: PLR0913 - what to read, where, and how it may be watched
+    sinks: Sink[object] | Sequence[Sink[object]],
+    model: Model,
+    texts: Sequence[Text],
+    sites: Selector,
+    *,
+    position: ReadPositions = "last",
+    plan: Interventions = (),
+    max_tokens: int = 2048,
+    padding_side: PaddingSide = "right",
+    progress: Callable[[Pace], None] | None = None,
+    check: Check | None = None,
+) -> Tally:
+    """Streams the activations of each text into sinks, one batch in memory at a time.
+
+    Options as of `harvest`; `progress` is told the pace after each batch. Call `finish` of a sink
+    for what came of it. Several harvests may go into one sink, or into several that are merged.
+
+    Raises:
+        OptionError: If a sink is none, or as of `harvest`.
+        UnknownNameError: If the model lacks one of `sites`.
+        NeverActedError: If an intervention acts on no text, or only after the last site.
+        NonFiniteError: If a row is not finite; what came before it is in the sinks.
+    """
+    parts = sinks_of(sinks)
+    reader = reader_of(
+        model,
+        texts,
+        sites,
+        position=position,
+        plan=plan,
+        max_tokens=max_tokens,
+        padding_side=padding_side,
+    )
+    return _pour(reader, parts, progress, check)
 
 
-def _read(
-    values: Tensor, batch: Batch, position: ReadPosition, model: Model, site: Site
-) -> Float[Tensor, "text d"]:
-    if "pos" not in site.axes:
-        raise OptionError("sites", "sites with a position axis", str(site))
-    flat = values.flatten(2)  # batch pos d
-    if position == "mean":
-        return _mean(flat, batch, model)
-    columns = _columns(position, batch)
-    return flat[torch.arange(len(flat), device=flat.device), columns]
+def _pour(
+    reader: Reader,
+    sinks: Sequence[Sink[object]],
+    progress: Callable[[Pace], None] | None,
+    check: Check | None,
+) -> Tally:
+    pacer = Pacer(len(reader.ids), sum(reader.lengths), progress)
+    acted, forwards, computed = [0] * len(reader.plan), 0, 0
+    for chunk in reader.chunks(check=check):
+        push_all(sinks, chunk.rows, chunk.where)
+        acted = [before + now for before, now in zip(acted, chunk.acted, strict=True)]
+        forwards, computed = forwards + 1, computed + chunk.computed
+        pacer.add(len(chunk.texts), chunk.tokens)
+    reader.check_acted(acted)
+    return Tally(len(reader.ids), reader.n_rows, sum(reader.lengths), computed, forwards)
 
 
-def _mean(flat: Float[Tensor, "batch pos d"], batch: Batch, model: Model) -> Tensor:
-    real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real
-    bos = None if model.tokenizer is None else model.tokenizer.bos_id
-    counted = real if bos is None else real & (batch.tokens != bos)
-    counted = torch.where(counted.any(1, keepdim=True), counted, real)
-    weights = counted.to(flat) / counted.sum(1, keepdim=True)
-    return torch.einsum("bp,bpd->bd", weights, flat)
-
-
-def _columns(position: ReadPosition, batch: Batch) -> Tensor:
-    if position == "last":
-        return batch.last
-    if isinstance(position, str) and position != "first":
-        raise OptionError("position", "'last', 'first', 'mean' or an index", position)
-    at = 0 if position == "first" else index("position", position)
-    columns = batch.lengths + at if at < 0 else torch.full_like(batch.lengths, at)
-    short = (columns < 0) | (columns >= batch.lengths)
-    if bool(short.any()):
-        raise OptionError("position", f"within {int(batch.lengths.min())} tokens", position)
-    return columns  # harvest pads on the right, so columns are positions
+def _counted(progress: Progress) -> Callable[[Pace], None]:
+    return lambda pace: progress(pace.done, pace.total)

@@ -58,6 +58,17 @@ def folder_or_file(path: Path) -> bool:
         return False
 
 
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder as lasting as the files; where the system has it."""
+    if os.name != "posix":
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def read_text(file: Path) -> str:
     """Reads UTF-8 text.
 

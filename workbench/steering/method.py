@@ -14,11 +14,12 @@ from torch import Tensor
 
 from workbench.core.direction import Direction
 from workbench.core.errors import EmptySelectionError, OptionError
-from workbench.core.harvest import Progress, ReadPosition, harvest
+from workbench.core.harvest import Progress, harvest
 from workbench.core.modes import outside_inference
 from workbench.core.options import iterated
 from workbench.core.protocols import Model
 from workbench.core.provenance import Provenance, hyper_parameters, provenance
+from workbench.core.reading import ReadPosition, one_per_text
 from workbench.core.registry import discover
 from workbench.core.run import Check as Cancel
 from workbench.core.sites import Site, one_site
@@ -61,7 +62,7 @@ class SteeringMethod(ABC):
             OptionError: If both sides have the same mean, or the site has heads.
             PromptError: If a text cannot be run.
         """
-        place = _place(site, model)
+        place, position = _place(site, model), one_per_text(position)
         yes, no = _sides(positive, negative)
         rows = harvest(
             model, [*yes, *no], [place], position=position, progress=progress, check=check
