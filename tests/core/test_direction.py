@@ -111,3 +111,16 @@ def test_what_is_no_direction_is_not_loaded(tmp_path: Path) -> None:
 def test_it_shows_itself_in_a_line() -> None:
     shown = repr(direction())
     assert shown == "Direction(24 d, in activation, by m on model; held-out d' 1.5 spreads)"
+
+
+def test_a_zero_vector_can_be_kept_but_neither_added_nor_erased() -> None:
+    nowhere = replace(direction(), vector=torch.zeros(24))
+    for use in (lambda: nowhere.at(1.0), nowhere.erase, lambda: nowhere.unit_vector):
+        with pytest.raises(OptionError, match="vector must be a vector that points somewhere"):
+            use()
+
+
+@pytest.mark.parametrize("vector", [torch.full((3,), float("nan")), torch.ones(2, 2)])
+def test_what_is_no_vector_is_refused(vector: torch.Tensor) -> None:
+    with tiny.unchecked(), pytest.raises(OptionError, match="vector must be one axis of finite"):
+        replace(direction(), vector=vector)

@@ -44,6 +44,16 @@ class Direction(Result):
     provenance: Provenance
     label: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuses what no direction can be.
+
+        Raises:
+            OptionError: If the vector is not one axis of finite numbers.
+        """
+        vector = self.vector
+        if vector.ndim != 1 or not vector.is_floating_point() or not bool(vector.isfinite().all()):
+            raise OptionError("vector", "one axis of finite numbers", tuple(vector.shape))
+
     @property
     @override
     def axes(self) -> tuple[Axis, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -52,8 +62,16 @@ class Direction(Result):
 
     @property
     def unit_vector(self) -> Float[Tensor, " d"]:
-        """The direction, at norm 1."""
-        return self.vector / torch.linalg.vector_norm(self.vector)
+        """The direction, at norm 1.
+
+        Raises:
+            OptionError: If the vector is zero: what it was made from tells nothing.
+        """
+        length = torch.linalg.vector_norm(self.vector)
+        if not bool(length):
+            told = f"a vector that points somewhere ({self.site} tells the classes nothing)"
+            raise OptionError("vector", told, "zero")
+        return self.vector / length
 
     def at(
         self,
@@ -91,7 +109,7 @@ class Direction(Result):
         """Projecting the direction out of its site."""
         return Intervention(
             self.site,
-            operators.project_out(self.vector),
+            operators.project_out(self.unit_vector),
             positions=positions,
             rows=rows,
             label=f"erase {self.label or 'direction'} at {self.site}",
@@ -127,7 +145,7 @@ class Direction(Result):
             extra = saved.details()
             return cls(
                 site=Site.parse(extra["site"]),
-                vector=_vector(saved.values()["vector"]),
+                vector=saved.values()["vector"],
                 gap=number("gap", extra["gap"]),
                 sigma=number("sigma", extra["sigma"]),
                 norm=number("norm", extra["norm"]),
@@ -147,14 +165,3 @@ class Direction(Result):
         numbers = [*sizes.values(), *(check.value for check in self.checks)]
         notes = ["length of one unit"] * len(sizes) + [check.note for check in self.checks]
         return Table({"quantity": names, "value": numbers, "note": notes})
-
-
-def _vector(stored: Tensor) -> Tensor:
-    """Raises a typed error for what no direction can be.
-
-    Raises:
-        OptionError: If it is no vector of finite numbers.
-    """
-    if stored.ndim != 1 or not stored.is_floating_point() or not bool(stored.isfinite().all()):
-        raise OptionError("vector", "one axis of finite numbers", tuple(stored.shape))
-    return stored
