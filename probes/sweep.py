@@ -13,11 +13,11 @@ from torch import Tensor
 from probes import controls
 from probes.crossfit import CrossFit, Split, cross_fit, split_of
 from probes.data import TextData
-from probes.intervals import grouped_interval
 from probes.method import METHODS, ProbeMethod
 from probes.report import ProbeReport, Selection
 from workbench.core.errors import OptionError
 from workbench.core.harvest import Progress, harvest
+from workbench.core.intervals import grouped_interval
 from workbench.core.options import count, expect, index
 from workbench.core.protocols import Model
 from workbench.core.provenance import Provenance, hyper_parameters, provenance

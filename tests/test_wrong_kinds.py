@@ -82,6 +82,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], list[Any]]] = {
     "heads": (lambda v: wb.Intervention(SITE, ZERO, heads=v), [*NOT_INDEX, [], -1]),
     "rows": (lambda v: wb.Intervention(SITE, ZERO, rows=v), [*NOT_INDEX, [], -1]),
     "neurons": (lambda v: wb.Intervention(SITE, ZERO, neurons=v), [*NOT_INDEX, [], -1]),
+    "keys": (lambda v: wb.Intervention(SITE, ZERO, keys=v), [*NOT_INDEX, [], -1]),
     "strength": (lambda v: wb.Intervention(SITE, ZERO, strength=v), NOT_NUMBER),
     "unit size": (lambda v: wb.Intervention(SITE, ZERO, unit_size=v), NOT_NUMBER),
     "optional": (lambda v: wb.Intervention(SITE, ZERO, optional=v), [1, None, "no"]),

@@ -37,6 +37,7 @@ PARTS = (
     ),
     Intervention("blocks.2.hook_attn_out", wb.ops.mean(tiny.normal(D, seed=3))),
     Intervention("blocks.2.mlp.hook_post", wb.ops.scale(2.0), neurons=[3, 4], positions="prompt"),
+    Intervention("blocks.0.attn.hook_pattern", wb.ops.zero(), keys=[0, 2]),
     Intervention(
         "blocks.2.hook_resid_post",
         wb.ops.project_out(tiny.normal(3, D, seed=4), center=tiny.normal(D, seed=5)),
@@ -137,6 +138,7 @@ def test_the_json_is_readable() -> None:
         "heads": [1],
         "rows": None,
         "neurons": None,
+        "keys": None,
         "strength": 1.0,
         "unit": "raw",
         "unit_size": 1.0,
@@ -227,6 +229,7 @@ def broken(
         {"heads": 1},
         {"rows": {"0": 1}},
         {"neurons": [None]},
+        {"keys": "all"},
         {"strength": "1"},
         {"strength": None},
         {"strength": True},
@@ -289,10 +292,18 @@ def test_operands_that_cannot_be_added_are_a_format_error(operand: Tensor) -> No
     assert str(error).startswith("plan[2]")
 
 
+def test_a_plan_from_before_there_were_keys_is_read() -> None:
+    data = plain(to_data(Plan(PARTS[:1]))[0])
+    del data["interventions"][0]["keys"]
+    assert from_data(data, {})[0].keys is None
+
+
 def test_keys_must_be_exactly_the_known_ones() -> None:
     data = plain(JSON)
     del data["interventions"][3]["unit"]
-    with pytest.raises(FormatError, match=r"plan\[3\] must have exactly the keys heads, label"):
+    with pytest.raises(
+        FormatError, match=r"plan\[3\] must have exactly the keys heads, keys, label"
+    ):
         from_data(data, TENSORS)
     assert "exactly the keys" in str(broken(1, {"extra": 1}))
 

@@ -269,6 +269,7 @@ def test_a_position_that_some_row_has_is_enough() -> None:
         (POST, {"heads": [0]}, "must be left out: its axes are .*pos"),
         (POST, {"neurons": [24]}, r"neurons at blocks\.1\.hook_resid_post must be below 24"),
         ("blocks.1.attn.hook_pattern", {"neurons": [0]}, "left out: its axes are batch head query"),
+        (POST, {"keys": [0]}, r"keys at blocks\.1\.hook_resid_post must be left out: its axes are"),
         ("blocks.1.ln1.hook_scale", {"neurons": [0]}, "left out: its axes are batch pos 1"),
         (POST, {"rows": [0, 3]}, r"plan\[0\]\.rows must be below the 3 rows of the run"),
     ],
@@ -325,3 +326,38 @@ def test_attention_can_be_patched_from_another_run_under_right_padding() -> None
         assert tiny.same_bytes(one, other)
     with pytest.raises(ShapeError, match="no pads on the left"):
         wb.run(model, [[1, 2, 3, 4], [5, 6]], padding_side="left", plan=[patch])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_keys_are_the_positions_a_query_looks_at_under_padding_on_either_side(side: Any) -> None:
+    model, site, rows = tiny.model(), "blocks.1.attn.hook_pattern", [[1, 2, 3, 4, 5], [6, 7, 8]]
+    cut = wb.Intervention(site, wb.ops.zero(), heads=[1], positions=[2, -1], keys=[0, 2])
+    together = wb.run(model, rows, plan=[cut], record=[site], padding_side=side)
+    for row, ids in enumerate(rows):
+        alone = wb.run(model, [ids], plan=[cut], record=[site])
+        before = wb.run(model, [ids], record=[site])[site][0]
+        expected = before.clone()
+        expected[1, [2, len(ids) - 1], 0] = 0
+        expected[1, [2, len(ids) - 1], 2] = 0
+        assert tiny.same_bytes(alone[site][0], expected)
+        first = 5 - len(ids) if side == "left" else 0
+        content = slice(first, first + len(ids))
+        tiny.close(together[site][row, :, content, content], expected, 1e-6)
+
+
+def test_keys_mean_the_same_with_a_cache_and_without() -> None:
+    model, site = tiny.model(), "blocks.*.attn.hook_attn_scores"
+    hide = wb.Intervention(site, wb.ops.set(torch.tensor(float("-inf"))), keys=[1, 6])
+    made = [
+        wb.generate(model, [[1, 2, 3, 4], [5, 6]], plan=[hide], max_new_tokens=8, use_cache=cached)
+        for cached in (True, False)
+    ]
+    assert made[0].tokens == made[1].tokens
+    free = wb.generate(model, [[1, 2, 3, 4], [5, 6]], max_new_tokens=8)
+    assert made[0].log_probabilities != free.log_probabilities
+
+
+def test_a_key_that_no_text_has_is_an_error() -> None:
+    cut = wb.Intervention("blocks.1.attn.hook_pattern", wb.ops.zero(), keys=[6])
+    with pytest.raises(EmptySelectionError, match=r"positions \[6\] are beyond the 6 tokens"):
+        wb.run(tiny.model(), IDS, plan=[cut])

@@ -23,7 +23,8 @@ class Intervention:
     """One change of a run: `operator` at `sites`, where it acts, and how strongly.
 
     `strength` counts in `unit`s of `unit_size`; their product goes to the operator, so 0 changes
-    nothing, bit for bit. Positions are absolute content positions: see `workbench.core.place`.
+    nothing, bit for bit. Positions are absolute content positions: see `workbench.core.place`;
+    so are `keys`, what a score or a pattern looks at, whose `positions` are those of the queries.
     """
 
     sites: tuple[str, ...]  # names and globs, as saved
@@ -32,6 +33,7 @@ class Intervention:
     heads: Indices
     rows: Indices
     neurons: Indices
+    keys: Indices
     strength: float
     unit: str
     unit_size: float
@@ -47,6 +49,7 @@ class Intervention:
         heads: int | Iterable[int] | None = None,
         rows: int | Iterable[int] | None = None,
         neurons: int | Iterable[int] | None = None,
+        keys: int | Iterable[int] | None = None,
         strength: float = 1.0,
         unit: str = "raw",
         unit_size: float = 1.0,
@@ -57,7 +60,7 @@ class Intervention:
 
         Raises:
             UnknownNameError: If a name is no site of any architecture.
-            EmptySelectionError: If a list of sites, positions, heads, rows or neurons is empty.
+            EmptySelectionError: If a list of sites, positions, heads or other indices is empty.
             OptionError: If an index is negative or named twice, or the strength is not finite.
         """
         if not isinstance(operator, Operator):
@@ -71,6 +74,7 @@ class Intervention:
             "heads": _indices("heads", heads),
             "rows": _indices("rows", rows),
             "neurons": _indices("neurons", neurons),
+            "keys": _indices("keys", keys),
             "strength": strength,
             "unit": text("unit", unit),
             "unit_size": unit_size,
@@ -99,6 +103,7 @@ class Intervention:
             heads=self.heads,
             rows=rows,
             neurons=self.neurons,
+            keys=self.keys,
             strength=self.strength,
             unit=self.unit,
             unit_size=self.unit_size,
@@ -127,6 +132,7 @@ def _where(intervention: Intervention) -> str:
         "head": intervention.heads,
         "row": intervention.rows,
         "neuron": intervention.neurons,
+        "key": intervention.keys,
     }
     parts = [f"{name} {', '.join(map(str, at))}" for name, at in named.items() if at is not None]
     if not isinstance(intervention.positions, Everywhere):

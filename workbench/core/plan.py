@@ -127,6 +127,7 @@ def to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "heads": one.heads,
                 "rows": one.rows,
                 "neurons": one.neurons,
+                "keys": one.keys,
                 "strength": one.strength,
                 "unit": one.unit,
                 "unit_size": one.unit_size,
@@ -154,12 +155,13 @@ def from_data(data: object, tensors: Mapping[str, Tensor]) -> Plan:
             raise FormatError('No plan: expected {"format": "workbench.plan", "version": 1, …}.')
 
 
-_KEYS = sorted(
+_KEYS = frozenset(
     (
         "sites operator scalars tensors positions heads rows neurons strength unit unit_size "
         "optional label"
     ).split()
 )
+_LATER: Mapping[str, Any] = MappingProxyType({"keys": None})  # what older files may lack
 
 
 def _is_number(value: object) -> bool:
@@ -195,6 +197,7 @@ _FITS: Mapping[str, Callable[[object], bool]] = MappingProxyType(
         "heads": _is_indices,
         "rows": _is_indices,
         "neurons": _is_indices,
+        "keys": _is_indices,
         "strength": _is_number,
         "unit": _is_text,
         "unit_size": _is_number,
@@ -205,8 +208,10 @@ _FITS: Mapping[str, Callable[[object], bool]] = MappingProxyType(
 
 
 def _intervention(index: int, item: Any, tensors: Mapping[str, Tensor]) -> Intervention:
-    if not isinstance(item, dict) or sorted(map(str, item)) != _KEYS:
-        raise FormatError(f"plan[{index}] must have exactly the keys {', '.join(_KEYS)}.")
+    if not isinstance(item, dict) or not _KEYS <= set(item) <= _KEYS | set(_LATER):
+        allowed = ", ".join(sorted(_KEYS | set(_LATER)))
+        raise FormatError(f"plan[{index}] must have exactly the keys {allowed}.")
+    item = {**_LATER, **item}
     wrong = [key for key, fits in _FITS.items() if not fits(item[key])]
     if wrong:
         shown = ", ".join(f"{key} = {item[key]!r:.60}" for key in wrong)
@@ -221,6 +226,7 @@ def _intervention(index: int, item: Any, tensors: Mapping[str, Tensor]) -> Inter
             heads=item["heads"],
             rows=item["rows"],
             neurons=item["neurons"],
+            keys=item["keys"],
             strength=item["strength"],
             unit=item["unit"],
             unit_size=item["unit_size"],

@@ -111,12 +111,15 @@ class Program:
         for i, (one, receipt) in enumerate(zip(self.plan, receipts, strict=True)):
             if one.optional or one.size == 0:
                 continue
-            missed = one.positions.missed(prompts, prompts if lengths is None else lengths)
+            reached = prompts if lengths is None else lengths
+            missed = (
+                *one.positions.missed(prompts, reached),
+                *(key for key in one.keys or () if key >= max(reached)),
+            )
             if missed:
-                longest = max(prompts if lengths is None else lengths)
                 raise EmptySelectionError(
-                    f"plan[{i}], {one}: positions {list(missed)} are beyond the {longest} tokens "
-                    "of the run. Mark it optional if that is meant."
+                    f"plan[{i}], {one}: positions {list(missed)} are beyond the {max(reached)} "
+                    "tokens of the run. Mark it optional if that is meant."
                 )
             if not receipt.acted:
                 raise NeverActedError(
@@ -225,6 +228,9 @@ class PlanTap(Tap):
         new = one.operator(part, site, place, one.size)
         check_like(new, part, site)
         mask = _mask(one, tokens, site, part)
+        if one.keys is not None:
+            keys = _keys(one.keys, self._standing(one), site, part)
+            mask = keys if mask is None else mask & keys
         changed = new if mask is None else torch.where(mask, new, part)
         self._ledger.note(index, _count(tokens, place), _moved(changed.detach(), part.detach()))
         if one.rows is None:
@@ -232,9 +238,13 @@ class PlanTap(Tap):
         rows = torch.tensor(one.rows, device=value.device)
         return value.index_copy(0, rows, changed)
 
+    def _standing(self, one: Intervention) -> Place:
+        """Where all tokens of its rows stand, those it leaves alone included."""
+        return self._place if one.rows is None else self._place.of(one.rows)
+
     def _where(self, index: int, one: Intervention) -> tuple[Place, Selection]:
         if index not in self._selected:
-            place = self._place if one.rows is None else self._place.of(one.rows)
+            place = self._standing(one)
             tokens = _tokens(one, place)
             place = place.only(tokens) if isinstance(tokens, Tensor) else place
             self._selected[index] = (place, tokens)
@@ -287,6 +297,24 @@ def _along(axis: str, indices: tuple[int, ...], site: Site, value: Tensor, optio
     mask = torch.zeros(value.shape[where], dtype=torch.bool, device=value.device)
     mask[list(indices)] = True
     return mask.reshape([-1 if i == where else 1 for i in range(value.ndim)])
+
+
+def _keys(indices: tuple[int, ...], place: Place, site: Site, value: Tensor) -> Tensor:
+    """The columns of these keys, which stand one after another from each row's first on.
+
+    Raises:
+        OptionError: If the site has no keys.
+    """
+    if site.axes[-1] != "key":
+        axes = " ".join(site.axes)
+        raise OptionError(f"keys at {site}", f"left out: its axes are {axes}", indices)
+    n_keys, width = value.shape[-1], place.positions.shape[1]
+    columns = torch.arange(width, device=value.device)
+    real = torch.ones_like(place.positions, dtype=torch.bool) if place.real is None else place.real
+    at = torch.where(real, columns, -1).argmax(1, keepdim=True)  # any token of the row will do
+    first = n_keys - width + at - place.positions.gather(1, at)
+    keys = torch.arange(n_keys, device=value.device) - first
+    return torch.isin(keys, torch.tensor(indices, device=value.device))[:, None, None]
 
 
 def _moved(changed: Tensor, value: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from probes.intervals import grouped_interval, wilson
+from workbench.core.errors import EmptySelectionError, OptionError
+from workbench.core.intervals import grouped_interval, mean_interval, wilson
 
 
 def test_wilson_equals_scipys() -> None:
@@ -69,3 +70,29 @@ def test_intervals_are_repeatable() -> None:
     values = (torch.arange(30)[:, None] % 3 == 0).double()
     one, other = (grouped_interval(values, torch.arange(30), seed=3) for _ in range(2))
     assert one == other
+
+
+def test_the_interval_of_a_mean_covers_it_and_knows_equal_rows() -> None:
+    draws = torch.Generator().manual_seed(0)
+    values = torch.randn(40, 400, generator=draws, dtype=torch.double).exp()  # skewed
+    low, high = mean_interval(values)
+    covered = float(((low <= np.exp(0.5)) & (high >= np.exp(0.5))).double().mean())
+    assert 0.86 <= covered <= 0.96  # .95 is nominal; skew costs some of it at 40 rows
+    low, high = mean_interval(torch.full((3, 2), 0.25))
+    assert torch.equal(low, torch.full((2,), 0.25))
+    assert torch.equal(low, high)
+
+
+def test_columns_share_their_draws_in_whatever_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(9, 7, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    whole = mean_interval(values, n_draws=200)
+    monkeypatch.setattr("workbench.core.intervals.COLUMNS", 2)
+    for one, other in zip(mean_interval(values, n_draws=200), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)  # sums in another order
+
+
+def test_no_interval_of_one_row_nor_at_no_level() -> None:
+    with pytest.raises(EmptySelectionError, match="needs 2 or more examples, got 1"):
+        mean_interval(torch.ones(1, 3))
+    with pytest.raises(OptionError, match="level must be between 0 and 1"):
+        mean_interval(torch.ones(4, 3), level=1.0)

@@ -1,4 +1,4 @@
-"""Confidence intervals of proportions: by resampling whole groups, and in closed form.
+"""Confidence intervals of means and proportions: by resampling whole groups, and in closed form.
 
 Notable: rows of one group are not independent; the bootstrap draws groups, all statistics share
 its draws, and BCa corrects for bias and skew (Efron 1987, doi:10.1080/01621459.1987.10478410).
@@ -11,7 +11,42 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.special import ndtr, ndtri
 
-CHUNK = 8_000_000  # random numbers held at once
+from workbench.core.errors import EmptySelectionError, OptionError
+from workbench.core.options import count, number
+
+CHUNK = 8_000_000  # numbers held at once
+COLUMNS = 4096  # statistics drawn together
+
+
+def mean_interval(
+    values: Float[Tensor, "row statistic"],
+    *,
+    level: float = 0.95,
+    n_draws: int = 2000,
+    seed: int = 0,
+) -> tuple[Float[Tensor, " statistic"], Float[Tensor, " statistic"]]:
+    """Low and high end for the mean of each column, by the bootstrap over rows (BCa).
+
+    A column whose rows are all equal has an interval of no width. Of few rows it is too narrow, as
+    every bootstrap is: at level 0.95 it covers the mean of 3 normal values 73 times in 100, of 5
+    85 times, of 10 91 times, of 20 93 times.
+
+    Raises:
+        EmptySelectionError: If there are fewer than 2 rows.
+        OptionError: If `level` is not between 0 and 1.
+    """
+    if not 0 < number("level", level) < 1:
+        raise OptionError("level", "between 0 and 1", level)
+    if len(values) < 2:
+        raise EmptySelectionError(f"An interval needs 2 or more examples, got {len(values)}.")
+    n_draws, seed = count("n_draws", n_draws), count("seed", seed, least=0)
+    sizes = torch.ones(len(values), dtype=torch.double)
+    ends = [
+        torch.stack(_bootstrap(part.double(), sizes, level, n_draws, seed)[:2])
+        for part in values.split(COLUMNS, dim=1)
+    ]
+    low, high = torch.cat(ends, 1)
+    return low.to(values), high.to(values)
 
 
 def grouped_interval(
@@ -31,12 +66,10 @@ def grouped_interval(
     sums = torch.zeros(len(sizes), values.shape[1], dtype=torch.double)
     sums.index_add_(0, group, values.double())
     estimate = sums.sum(0) / sizes.sum()
-    draws = _draws(sums, sizes, n_draws, seed).sort(0).values
-    ends = _bca(draws, estimate, _acceleration(sums, sizes), level)
-    flat = draws[0] == draws[-1]
+    low, high, flat = _bootstrap(sums, sizes, level, n_draws, seed)
     exact = [wilson(float(p) * len(sizes), len(sizes), level=level) for p in estimate]
     spare = torch.tensor(exact, dtype=torch.double).T
-    return torch.where(flat, spare[0], ends[0]), torch.where(flat, spare[1], ends[1])
+    return torch.where(flat, spare[0], low), torch.where(flat, spare[1], high)
 
 
 def wilson(successes: float, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -53,6 +86,17 @@ def wilson(successes: float, n: int, *, level: float = 0.95) -> tuple[float, flo
     # At 0 and at n that end is exact in the formula, but not once it is rounded.
     low, high = 0.0 if p <= 0 else centre - half, 1.0 if p >= 1 else centre + half
     return max(0.0, low), min(1.0, high)
+
+
+def _bootstrap(
+    sums: Tensor, sizes: Tensor, level: float, n_draws: int, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Low and high ends, and where every draw is the same."""
+    draws = _draws(sums, sizes, n_draws, seed).sort(0).values
+    estimate = sums.sum(0) / sizes.sum()
+    low, high = _bca(draws, estimate, _acceleration(sums, sizes), level)
+    flat = draws[0] == draws[-1]
+    return torch.where(flat, draws[0], low), torch.where(flat, draws[0], high), flat
 
 
 def _draws(sums: Tensor, sizes: Tensor, n_draws: int, seed: int) -> Float[Tensor, "draw statistic"]:
