@@ -4,7 +4,7 @@
     run        one forward with changes and recordings     ->  a Trace
     generate   text under a plan, cached or streamed       ->  a Generation or its Pieces
     gradients  of a metric, at sites
-    sweep      many one-change runs as few batches
+    sweep      many one-change runs as few batches; a Grid names what varies
     harvest    activations of many texts, in memory; harvest_into streams them into sinks,
                store_activations onto a disk, from where ActivationStore reads
 
@@ -20,6 +20,7 @@ from workbench.core.data import Batch, Contrast
 from workbench.core.direction import Direction
 from workbench.core.errors import WorkbenchError
 from workbench.core.generate import Generation, Piece, generate
+from workbench.core.grid import Grid
 from workbench.core.harvest import Harvest, harvest, harvest_into
 from workbench.core.interventions import Intervention
 from workbench.core.metrics import Metric
@@ -32,7 +33,8 @@ from workbench.core.reading import Spans
 from workbench.core.result import Result, load_result
 from workbench.core.run import gradients, run
 from workbench.core.sites import Site
-from workbench.core.sweep import SweepResult, sweep
+from workbench.core.sweep import sweep
+from workbench.core.sweep_result import SweepResult
 from workbench.core.tap import Tap
 from workbench.core.trace import Trace
 from workbench.models.load import load
@@ -44,6 +46,7 @@ __all__ = [
     "Contrast",
     "Direction",
     "Generation",
+    "Grid",
     "Harvest",
     "Intervention",
     "Metric",
