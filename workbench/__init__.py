@@ -5,6 +5,8 @@
     generate   text under a plan, cached or streamed       ->  a Generation or its Pieces
     gradients  of a metric, at sites; jvp and vjp, of sites by sites
     sweep      many one-change runs as few batches
+    gradients  of a metric, at sites
+    sweep      many one-change runs as few batches; a Grid names what varies
     harvest    activations of many texts, in memory; harvest_into streams them into sinks,
                store_activations onto a disk, from where ActivationStore reads
 
@@ -21,6 +23,7 @@ from workbench.core.direction import Direction
 from workbench.core.errors import WorkbenchError
 from workbench.core.generate import Generation, Piece, generate
 from workbench.core.gradients import Tangents, gradients, jvp, vjp
+from workbench.core.grid import Grid
 from workbench.core.harvest import Harvest, harvest, harvest_into
 from workbench.core.interventions import Intervention
 from workbench.core.metrics import Metric
@@ -33,7 +36,8 @@ from workbench.core.reading import Spans
 from workbench.core.result import Result, load_result
 from workbench.core.run import run
 from workbench.core.sites import Site
-from workbench.core.sweep import SweepResult, sweep
+from workbench.core.sweep import sweep
+from workbench.core.sweep_result import SweepResult
 from workbench.core.tap import Tap
 from workbench.core.trace import Trace
 from workbench.models.load import load
@@ -45,6 +49,7 @@ __all__ = [
     "Contrast",
     "Direction",
     "Generation",
+    "Grid",
     "Harvest",
     "Intervention",
     "Metric",
