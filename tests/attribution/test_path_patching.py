@@ -261,6 +261,28 @@ def test_it_is_the_classic_direct_path(component: str) -> None:
 
 
 @kinds
+def test_single_heads_can_be_named(kind: str) -> None:
+    model = tiny.model(kind, torch.float64)
+    every = PathPatching(receivers=EVERY)(model, ONE)
+    names = ("blocks.*.hook_k_input H1", "blocks.2.hook_q_input H0", "logits")
+    some = PathPatching(receivers=names, heads=(2,))(model, ONE, sites="blocks.*.attn.hook_z")
+    senders, receivers = (axis.labels for axis in some.axes)
+    assert senders == tuple(f"blocks.{layer}.attn.hook_z H2" for layer in range(3))
+    assert receivers[0] == "blocks.0.hook_k_input H1"
+    assert len(receivers) == 5
+    for i, sender, j, receiver in pairs(some):
+        where = [
+            axis.labels.index(name)
+            for axis, name in zip(every.axes, (sender, receiver), strict=True)
+        ]
+        tiny.close(some.scores[i, j], every.scores[where[0], where[1]])
+    with pytest.raises(OptionError, match=r"one of blocks\.0\.hook_k_input H0"):
+        PathPatching(receivers=("blocks.0.hook_k_input H9",))(model, ONE)
+    with pytest.raises(OptionError, match="heads"):
+        PathPatching(heads=(9,))(model, ONE)
+
+
+@kinds
 def test_prompts_that_are_equal_move_nothing(kind: str) -> None:
     found = PathPatching(receivers=EVERY)(tiny.model(kind), SAME, sites=SENDERS)
     assert not bool(found.per_example.any())

@@ -30,6 +30,7 @@ from workbench.core.metrics import TokenMetric
 from workbench.core.modes import forward_only
 from workbench.core.operators import set as set_to
 from workbench.core.operators import zero
+from workbench.core.options import indices
 from workbench.core.plan import Plan
 from workbench.core.program import Ledger, block_of, compile_plan
 from workbench.core.protocols import Model
@@ -77,11 +78,12 @@ Group = tuple[Part, ...]  # what is patched together
 class PathPatching(AttributionMethod):
     """Exact effects along single paths, from each sender to each receiver.
 
-    Senders are the `sites` of the call: each head of `attn.hook_z`, and whole `hook_mlp_out`,
-    `hook_attn_out`, `hook_resid_pre` and embeddings. `receivers` are names and globs of
-    `hook_q_input`, `hook_k_input`, `hook_v_input` (head by head; keys and values by key-value
-    head), `hook_mlp_in`, and "logits", the stream at the end. On the way all heads are frozen, and
-    MLPs either too (one edge) or "recomputed", as in the IOI paper.
+    Senders are the `sites` of the call: each head of `attn.hook_z` (only some, if `heads` are
+    named), and whole `hook_mlp_out`, `hook_attn_out`, `hook_resid_pre` and embeddings. `receivers`
+    are names and globs of `hook_q_input`, `hook_k_input`, `hook_v_input` (head by head; keys and
+    values by key-value head; one alone is "blocks.9.hook_q_input H6"), `hook_mlp_in`, and
+    "logits", the stream at the end. On the way all heads are frozen, and MLPs either too (one
+    edge) or "recomputed", as in the IOI paper.
 
     Axes: `sender`, `receiver`; an axis left out is patched as a whole.
 
@@ -90,6 +92,7 @@ class PathPatching(AttributionMethod):
     """
 
     receivers: tuple[str, ...] = (LOGITS,)
+    heads: tuple[int, ...] | None = None
     mlps: Literal["frozen", "recomputed"] = "frozen"
     direction: Literal["noising", "denoising"] = "noising"
     max_tokens: int = 1024
@@ -114,7 +117,7 @@ class PathPatching(AttributionMethod):
         plan: Plan,
     ) -> Scores:
         base, donor = self._ends(contrast)
-        senders = _groups(_senders(sites, model), apart="sender" in axes)
+        senders = _groups(_senders(sites, model, self.heads), apart="sender" in axes)
         receivers = _groups(_receivers(self.receivers, model), apart="receiver" in axes)
         _check_plan(plan, model)
         held = _held(model, mlps=self.mlps == "frozen")
@@ -265,25 +268,50 @@ class _Paths:
             ] or [Intervention(receiver[0].site, zero(), strength=0.0, optional=True)]
 
 
-def _senders(sites: Sites, model: Model) -> list[Part]:
+def _senders(sites: Sites, model: Model, heads: tuple[int, ...] | None) -> list[Part]:
     for site in sites:
         if site.short not in SENDERS:
             raise OptionError("sites", f"senders: {', '.join(sorted(SENDERS))}", str(site))
-    return [part for site in sites for part in _parts(site, model)]
+    parts = [part for site in sites for part in _parts(site, model)]
+    if heads is None:
+        return parts
+    chosen = indices("heads", heads)
+    if min(chosen) < 0 or max(chosen) >= model.sizes.n_heads:
+        raise OptionError("heads", f"0…{model.sizes.n_heads - 1}", heads)
+    return [part for part in parts if part.head is None or part.head in chosen]
 
 
 def _receivers(names: Sequence[str], model: Model) -> list[Part]:
+    """The parts that names, globs and labels choose, in forward order.
+
+    Raises:
+        EmptySelectionError: If there are none.
+    """
     if not names:
         raise EmptySelectionError('receivers is empty; name at least one, or "logits".')
-    inputs = [name for name in names if name != LOGITS]
-    sites = select(inputs, model.sites) if inputs else ()
+    chosen = {part for name in names if name != LOGITS for part in _named(name, model)}
+    known = (part for site in model.sites for part in _parts(site, model))
+    end = (Part(Site("blocks.{}.hook_resid_post", model.sizes.n_layers - 1), label=LOGITS),)
+    return [*(part for part in known if part in chosen), *(end if LOGITS in names else ())]
+
+
+def _named(name: str, model: Model) -> list[Part]:
+    """The receivers of one name or glob, of which a label as in "blocks.*.hook_q_input H2" is one.
+
+    Raises:
+        OptionError: If one is no receiver, or no site has such a head.
+    """
+    pattern, _, head = name.partition(" H")
+    sites = select(pattern, model.sites)
     for site in sites:
         if site.short not in RECEIVERS:
             allowed = f"{', '.join(sorted(RECEIVERS))} or '{LOGITS}'"
             raise OptionError("receivers", allowed, str(site))
-    end = (Part(Site("blocks.{}.hook_resid_post", model.sizes.n_layers - 1), label=LOGITS),)
-    found = [part for site in sites for part in _parts(site, model)]
-    return [*found, *(end if LOGITS in names else ())]
+    parts = [part for site in sites for part in _parts(site, model)]
+    found = [part for part in parts if head in ("", str(part.head))]
+    if not found:
+        raise OptionError("receivers", f"one of {', '.join(map(str, parts))}", name)
+    return found
 
 
 def _parts(site: Site, model: Model) -> Iterator[Part]:
