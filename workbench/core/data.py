@@ -1,7 +1,7 @@
 """What goes into a run: prompts as a batch of tokens, and contrasts of two prompts.
 
 Notable: padding is ours, an argument, and never a tokenizer's state; a batch knows the absolute
-position of each token, so padding on either side changes no result.
+position of each token, so padding on either side changes no result by more than rounding.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, SupportsIndex, final
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from typing_extensions import override
 
 from workbench.core.axes import Positions, Real, Tokens
 from workbench.core.errors import AlignmentError, OptionError, PromptError
@@ -208,7 +209,7 @@ Answer = str | int | Sequence[str] | Sequence[int]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Contrast:
     """A clean and a corrupt prompt that match token by token, with a target and a foil token.
 
@@ -220,6 +221,11 @@ class Contrast:
     corrupt: str | Sequence[str] | Sequence[Sequence[int]]
     target: Answer
     foil: Answer
+
+    @override
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}={_brief(part)}" for name, part in vars(self).items())
+        return f"Contrast({parts})"
 
     def on(self, model: "Model") -> "TokenContrast":
         """The contrast in this model's tokens.
@@ -253,6 +259,13 @@ class TokenContrast:
     corrupt: Batch
     target: tuple[int, ...]
     foil: tuple[int, ...]
+
+
+def _brief(prompts: object) -> str:
+    """The first of several prompts, and how many there are."""
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) > 1:
+        return f"[{prompts[0]!r:.80}, …: {len(prompts)}]"
+    return f"{prompts!r:.120}"
 
 
 def answer_ids(model: "Model", answer: Answer, count: int) -> tuple[int, ...]:
