@@ -1,9 +1,9 @@
-"""Running a model: one forward with changes and recordings, and gradients at sites.
+"""Running a model: one forward with changes and recordings.
 
 Notable: everything a run needs is made here and dropped at its end; the model is only called.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Literal, final
@@ -21,8 +21,7 @@ from workbench.core.errors import (
     NotRecordedError,
     OptionError,
 )
-from workbench.core.metrics import Metric, TokenMetric, read_by
-from workbench.core.modes import forward_only, outside_inference, with_graph
+from workbench.core.modes import forward_only, outside_inference
 from workbench.core.operators import pure
 from workbench.core.options import expect, flag, indices
 from workbench.core.plan import Interventions, as_plan
@@ -101,91 +100,11 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         batch=batch,
         plan=program.plan,
         receipts=program.finish(ledger, batch.prompt.tolist(), _ended(stop)),
-        activations=MappingProxyType(_in_order(recorder, wanted)),
+        activations=MappingProxyType(in_order(recorder.recorded(), wanted)),
         unembedded=unembedded if logits else None,
         columns=columns,
         vocabulary=columns_of_vocabulary,
     )
-
-
-@outside_inference
-def gradients(
-    model: Model,
-    prompt: Prompt | Batch,
-    sites: Selector,
-    metric: Metric | TokenMetric,
-    *,
-    plan: Interventions = (),
-) -> dict[Site, Tensor]:
-    """The gradient of the metric, summed over the batch, at each of `sites`.
-
-    In the metric's unit per unit of activation, taken after the plan's changes at the site. Rows
-    do not mix, so each row holds the gradient of its own example. Costs one forward and one
-    backward, by `autograd.grad`: `backward` would add up all threads' gradients in shared
-    parameters.
-
-    Raises:
-        UnknownNameError: If the model lacks one of `sites`.
-        ShapeError: If the prompts are not the metric's examples.
-        NonFiniteError: If the metric or a gradient is not finite.
-    """
-    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
-    wanted, reader = select(sites, model.sites), read_by(metric, model, len(batch.tokens))
-    program = compile_plan(as_plan(plan), model, len(batch.tokens))
-    ledger, leaves = Ledger(program.plan), Leaves(wanted)
-    tap = chain(program.tap(batch.place, ledger), leaves)
-    with with_graph():
-        resid = model.layers(model.embed(batch, tap), batch, tap)
-        values = reader.read(
-            unembed_at(model, resid, tap, batch.last[:, None], reader.vocabulary)[:, 0],
-            torch.arange(len(batch.tokens), device=resid.device),
-        )
-        nodes = leaves.found()
-        slopes = _slopes(values, list(nodes.values()))
-    program.finish(ledger, batch.prompt.tolist(), _ended(None))
-    for where, value in ((reader.name, values), *zip(nodes, slopes, strict=True)):
-        if bad := not_finite(value):
-            raise NonFiniteError(where, bad, value.numel())
-    return dict(zip(nodes, slopes, strict=True))
-
-
-def _slopes(values: Tensor, nodes: list[Tensor]) -> tuple[Tensor, ...]:
-    if not values.requires_grad:  # the plan replaced all that depends on them
-        return tuple(map(torch.zeros_like, nodes))
-    return torch.autograd.grad(values.sum(), nodes, allow_unused=True, materialize_grads=True)
-
-
-@final
-class Leaves(Tap):
-    """Makes the activation at each site a node of the graph, whose gradient can be asked for."""
-
-    def __init__(self, sites: Sites) -> None:
-        self._sites = sites
-        self._nodes: dict[Site, Tensor] = {}
-
-    @override
-    def __call__(self, site: Site, value: Tensor) -> Tensor:
-        if site not in self._sites:
-            return value
-        # A node of its own: two sites may pass one tensor on, the stream and what reads it.
-        node = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
-        self._nodes[site] = node
-        return node
-
-    @override
-    def wants(self, site: Site) -> bool:
-        return site in self._sites
-
-    def found(self) -> dict[Site, Tensor]:
-        """The nodes in the order of the sites asked for.
-
-        Raises:
-            NotRecordedError: If the forward never passed one.
-        """
-        missing = [str(site) for site in self._sites if site not in self._nodes]
-        if missing:
-            raise NotRecordedError(f"The forward never passed {', '.join(missing)}.")
-        return {site: self._nodes[site] for site in self._sites}
 
 
 @final
@@ -321,8 +240,12 @@ def _checks(check: Check | None) -> tuple[Tap, ...]:
     return () if check is None else (Checked(check),)
 
 
-def _in_order(recorder: Recorder, wanted: Sites) -> dict[Site, Tensor]:
-    seen = recorder.recorded()
+def in_order(seen: Mapping[Site, Tensor], wanted: Sites) -> dict[Site, Tensor]:
+    """What was seen, in the order of the sites asked for.
+
+    Raises:
+        NotRecordedError: If the run never passed one.
+    """
     missing = [str(site) for site in wanted if site not in seen]
     if missing:
         raise NotRecordedError(f"The run never passed {', '.join(missing)}.")
