@@ -16,13 +16,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core.axes import GROUPED, HEAD_INPUTS
-from workbench.core.data import Batch, PaddingSide, Prompt, batch_of
+from workbench.core.data import Batch, PaddingSide, Prompt
 from workbench.core.errors import MemoryLimitError
 from workbench.core.options import flag
 from workbench.core.plan import Interventions, as_plan
 from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
-from workbench.core.request import Columns, Request, Start, late_sites, request_of
+from workbench.core.request import Columns, Request, Start, as_batch, late_sites, request_of
 from workbench.core.sites import Selector, Site
 
 UNASKED = 2**26  # bytes below which a run is let through: asking the system takes longer
@@ -73,6 +73,7 @@ def estimate(  # noqa: PLR0913 - the arguments of a run
     vocabulary: Sequence[int] | Int[Tensor, " column"] | None = None,
     logits: bool = True,
     padding_side: PaddingSide = "right",
+    attention_mask: Tensor | None = None,
     start: Start = None,
     spilled: bool = False,
 ) -> Estimate:
@@ -86,9 +87,7 @@ def estimate(  # noqa: PLR0913 - the arguments of a run
         OptionError: If an argument is outside what it may be.
         EmptySelectionError: If nothing is asked for.
     """
-    batch = (
-        prompt if isinstance(prompt, Batch) else batch_of(model, prompt, padding_side=padding_side)
-    )
+    batch = as_batch(model, prompt, padding_side, attention_mask)
     asked = request_of(
         model,
         batch,

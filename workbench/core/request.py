@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from workbench.core.axes import Resid
-from workbench.core.data import Batch
+from workbench.core.data import Batch, PaddingSide, Prompt, batch_of
 from workbench.core.errors import EmptySelectionError, NotRecordedError, OptionError, ShapeError
 from workbench.core.options import count, expect, flag, indices
 from workbench.core.program import Program, block_of
@@ -99,6 +99,20 @@ def request_of(  # noqa: PLR0913 - the arguments of a forward
         vocabulary=_vocabulary(vocabulary, model),
         logits=logits,
     )
+
+
+def as_batch(model: Model, prompt: Prompt | Batch, side: PaddingSide, mask: Tensor | None) -> Batch:
+    """The prompt as one batch; a batch knows its pads already.
+
+    Raises:
+        PromptError: If a prompt cannot be run.
+        OptionError: If a mask is given for a batch, or is no mask.
+    """
+    if not isinstance(prompt, Batch):
+        return batch_of(model, prompt, padding_side=side, attention_mask=mask)
+    if mask is not None:
+        raise OptionError("attention_mask", "left out: a Batch has its own, `real`", mask)
+    return prompt
 
 
 def late_sites(model: Model) -> Sites:

@@ -29,7 +29,7 @@ from workbench.core.plan import Interventions, as_plan
 from workbench.core.program import Ledger, compile_plan
 from workbench.core.protocols import Model
 from workbench.core.replay import Replay, Streams
-from workbench.core.request import Columns, Request, Start, late_sites, request_of
+from workbench.core.request import Columns, Request, Start, as_batch, late_sites, request_of
 from workbench.core.sites import Selector, Site, Sites, select
 from workbench.core.spill import Spill
 from workbench.core.tap import UNTAPPED, Recorder, Tap, as_it_is, chain
@@ -50,6 +50,7 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     vocabulary: Sequence[int] | Int[Tensor, " column"] | None = None,
     logits: bool = True,
     padding_side: PaddingSide = "right",
+    attention_mask: Tensor | None = None,
     start: Start = None,
     spill: str | Path | None = None,
     tap: Tap = UNTAPPED,
@@ -59,7 +60,8 @@ def run(  # noqa: PLR0913 - the arguments of a forward
 
     Costs one forward of as many blocks as are needed: all of them for logits, with `logits=False`
     those up to the last recorded one. `positions` ("last", or content positions, negative ones
-    from each row's end) and `vocabulary` restrict what is unembedded.
+    from each row's end) and `vocabulary` restrict what is unembedded. `attention_mask` (batch pos)
+    has 1 at tokens and 0 at pads, wherever these stand.
 
     `record="all"` offers every site and keeps the stream before each block: reading another site
     replays one block under the same plan (see `Trace.read`). Where that might give another answer,
@@ -81,9 +83,7 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         MemoryLimitError: If the run would not fit (see `estimate`); says what would.
         StorageError: If `spill` cannot be written to.
     """
-    batch = (
-        prompt if isinstance(prompt, Batch) else batch_of(model, prompt, padding_side=padding_side)
-    )
+    batch = as_batch(model, prompt, padding_side, attention_mask)
     expect("tap", tap, Tap, "a tap: wants(site), and a call with a site and its activation")
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
     asked = request_of(
