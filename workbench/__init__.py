@@ -2,6 +2,7 @@
 
     load       a name, folder, file or Hugging Face model  ->  a frozen Model
     run        one forward with changes and recordings     ->  a Trace
+    estimate   the memory a run would take, before it runs
     generate   text under a plan, cached or streamed       ->  a Generation or its Pieces
     gradients  of a metric, at sites; jvp and vjp, of sites by sites
     sweep      many one-change runs as few batches
@@ -21,6 +22,7 @@ from workbench.core.activation_writer import store_activations, store_size
 from workbench.core.data import Batch, Contrast
 from workbench.core.direction import Direction
 from workbench.core.errors import WorkbenchError
+from workbench.core.estimate import Estimate, estimate
 from workbench.core.generate import Generation, Piece, generate
 from workbench.core.gradients import Tangents, gradients, jvp, vjp
 from workbench.core.grid import Grid
@@ -48,6 +50,7 @@ __all__ = [
     "Batch",
     "Contrast",
     "Direction",
+    "Estimate",
     "Generation",
     "Grid",
     "Harvest",
@@ -66,6 +69,7 @@ __all__ = [
     "Tap",
     "Trace",
     "WorkbenchError",
+    "estimate",
     "generate",
     "gradients",
     "harvest",
