@@ -28,6 +28,7 @@ from app.desk import (
     current,
     turn_to,
 )
+from app.fields import line
 from app.host import Host
 from app.links import arrive, depart
 from app.page import Page
@@ -142,30 +143,24 @@ def _question(state: Investigation) -> Read:
 
 def _prompt_row(state: Investigation) -> DeltaGenerator:
     """The prompt, target and foil fields; returns the place of the model's menu."""
-    fields = {
-        "prompt": _lines(state.prompt),
-        "target": "" if state.target is None else shown(state.target),
-        "foil": "" if state.foil is None else shown(state.foil),
-    }
-    for key, value in fields.items():  # the fields follow the investigation, never the reverse
-        if st.session_state.get(key) != value:
-            st.session_state[key] = value
     with st.container(key="prompt-row", horizontal=True, vertical_alignment="bottom"):
-        st.text_input(
+        line(
+            "prompt",
             "Prompt",
-            key="prompt",
-            on_change=_prompted,
+            _lines(state.prompt),
+            on_text=_prompted,
             placeholder="What the model reads",
-            help="What the model reads. Write ↵ for a new line.",
+            hint="What the model reads. Write ↵ for a new line.",
         )
-        for key, words in (("target", "Target"), ("foil", "Foil")):
-            st.text_input(
-                words,
-                key=key,
-                on_change=_answered,
-                args=(key,),
+        answers = (("target", "Target", state.target), ("foil", "Foil", state.foil))
+        for name, label, text in answers:
+            line(
+                name,
+                label,
+                "" if text is None else shown(text),
+                on_text=partial(_answered, name),
                 placeholder="automatic",
-                help="One token; · is a leading space. Left empty, the model's own choice.",
+                hint="One token; · is a leading space. Left empty, the model's own choice.",
             )
         return st.container(key="model-slot", width="content")
 
@@ -181,13 +176,12 @@ def _model_menu(
                 key="model-card",
                 rows=model_rows(about),
             )
-        if st.session_state.get("model") != state.model:
-            st.session_state["model"] = state.model
-        st.text_input(
+        line(
+            "model",
             "Another model",
-            key="model",
-            on_change=_chose_model,
-            help="A name such as induction, a Hugging Face folder or hub id, or a .gguf file.",
+            state.model,
+            on_text=_chose_model,
+            hint="A name such as induction, a Hugging Face folder or hub id, or a .gguf file.",
         )
         with st.container(key="examples", horizontal=True, gap="small"):
             for index, example in enumerate(about.examples if about else ()):
@@ -265,17 +259,16 @@ def _example(state: Investigation, example: Example) -> Investigation:
     return replace(fresh, target=example.target, foil=example.foil)
 
 
-def _prompted() -> None:
-    become(current().ask(st.session_state["prompt"].replace("↵", "\n")))
+def _prompted(text: str) -> None:
+    become(current().ask(text.replace("↵", "\n")))
 
 
-def _answered(key: str) -> None:
-    text = typed(st.session_state[key])
-    become(replace(current(), **{key: text or None}))
+def _answered(key: str, text: str) -> None:
+    become(replace(current(), **{key: typed(text) or None}))
 
 
-def _chose_model() -> None:
-    st.session_state[WANTED] = st.session_state["model"].strip() or None
+def _chose_model(text: str) -> None:
+    st.session_state[WANTED] = text.strip() or None
 
 
 def _lines(text: str) -> str:
