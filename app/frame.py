@@ -33,10 +33,11 @@ from app.host import Host
 from app.links import arrive, depart
 from app.page import Page
 from app.process import host, pages
-from app.results import AboutModel, Example, Packed, Reading
+from app.results import AboutModel, Packed, Reading
 from app.specs import About, Pack, Read
 from app.state import Investigation
 from app.style import STYLE, WORDMARK
+from app.switch import example_of, notice, over
 from app.views.frame import bar_view, model_chip, model_line, model_rows
 from app.views.words import say, shown, typed
 
@@ -109,8 +110,9 @@ def _frame(server: Host) -> Desk | None:
                 _bar(None, state)
             prose(say("Mend it above and press Enter; nothing else is lost."), key="mend")
             return None
-        if NOTICE in st.session_state:
-            prose(say(st.session_state[NOTICE]), key="notice", kind="notice")
+        for key, told in (("notice", st.session_state.get(NOTICE)), ("left", notice(state))):
+            if told:
+                prose(say(told), key=key, kind="notice")
         _tokens(reading, state)
         _tray(server, reading, state)
     return Desk(server, state, about, reading)
@@ -122,11 +124,13 @@ def _other_model(server: Host, state: Investigation) -> None:
     if name in (None, state.model):
         return
     loading = Wait("wanted", f"loading {name}", 60)
-    if ask(server, About(name), AboutModel, loading) is None:
+    about = ask(server, About(name), AboutModel, loading)
+    other = about and over(server, state, about)
+    if about is None or other is None:
         prose(say(f"What follows is still {state.model}, as it was."), key="still")
         return
-    st.session_state.pop(NOTICE, None)
-    become(replace(state, model=name, head=None, cell=None, plan=(), pos=None))
+    st.session_state[NOTICE] = about.notice
+    become(other)
     st.rerun()
 
 
@@ -185,7 +189,7 @@ def _model_menu(
         )
         with st.container(key="examples", horizontal=True, gap="small"):
             for index, example in enumerate(about.examples if about else ()):
-                act = partial(_example, example=example)
+                act = partial(example_of, example=example)
                 st.button(example.name, key=f"example-{index}", on_click=callback(act))
 
 
@@ -250,13 +254,8 @@ def _is_strange(state: Investigation, about: AboutModel) -> bool:
 
 def _begin(about: AboutModel, state: Investigation) -> None:
     """Goes on with the model that is there, and with a prompt it knows."""
-    st.session_state[STATE] = _example(replace(state, model=about.name), about.examples[0])
+    st.session_state[STATE] = example_of(replace(state, model=about.name), about.examples[0])
     st.rerun()
-
-
-def _example(state: Investigation, example: Example) -> Investigation:
-    fresh = state.ask(example.prompt)
-    return replace(fresh, target=example.target, foil=example.foil)
 
 
 def _prompted(text: str) -> None:
