@@ -48,6 +48,7 @@ def execute(code: str) -> tuple[dict[str, Any], str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(code, names)
+    assert said.getvalue(), "a script that says nothing"
     return names, said.getvalue()
 
 
@@ -90,7 +91,8 @@ def test_the_lens_is_the_pages(ask, state):
 @every
 def test_the_head_is_the_pages(ask, state):
     mosaic, pattern = ask(specs.Attention, state), ask(specs.Head, state, 1, 0)
-    names, _ = execute(attention.head(pattern, mosaic, None, state)[0].foot.code)
+    names, said = execute(attention.head(pattern, mosaic, None, state)[0].foot.code)
+    assert said.startswith("tensor([[1.")  # the first token can only look at itself
     assert names["pattern"].numpy() == pytest.approx(pattern.pattern, abs=1e-6)
 
 
