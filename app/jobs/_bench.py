@@ -103,7 +103,7 @@ class Bench:
             if edit.recipe is None:
                 raise OptionError("plan", "a recipe beside 'steer'", edit.site)
             direction = self.direction(name, edit.recipe, job)
-            return direction.at(edit.strength, unit="gap", positions=positions)
+            return direction.at(edit.strength, unit="gap", positions=positions, optional=True)
         operator = wb.ops.zero() if edit.op == "zero" else wb.ops.scale(edit.factor)
         return wb.Intervention(
             edit.site,

@@ -20,11 +20,13 @@ RECIPE = Recipe(("abcdab", "efghef", "cdabcd"), ("abcdef", "efghab", "cdabgh"), 
 STEER = Edit("steer", RECIPE.site, strength=0.5, recipe=RECIPE)
 HALF = Edit("zero", "blocks.1.attn.hook_z", heads=(0,), positions=(9,), strength=0.5)
 LATE = Edit("scale", "blocks.0.attn.hook_z", positions=(40,), factor=0.5)  # never acts
+BEYOND = Edit("steer", RECIPE.site, positions=(50,), strength=0.5, recipe=RECIPE)  # nor does this
 STATES = {
     "plain": STATE,
     "earlier": replace(STATE, pos=9),
     "planned": replace(STATE, plan=(HALF, LATE)),
     "steered and earlier": replace(STATE, pos=9, plan=(STEER, HALF)),
+    "steered beyond the prompt": replace(STATE, plan=(BEYOND,)),
     "bypassed": replace(STATE, plan=(HALF,), bypass=True),
 }
 FULL: tuple[Any, ...] = (specs.Read, specs.Lens, specs.Trajectory, specs.Components, specs.Dose)
@@ -96,7 +98,7 @@ def test_the_head_is_the_pages(ask, state):
     assert names["pattern"].numpy() == pytest.approx(pattern.pattern, abs=1e-6)
 
 
-@pytest.mark.parametrize("plan", [(), (HALF, STEER)])
+@pytest.mark.parametrize("plan", [(), (HALF, STEER), (BEYOND,)])
 def test_the_texts_are_the_pages(ask, plan):
     state = replace(STATE, pos=9, plan=plan)
     state = replace(state, steering=replace(STATE.steering, strength=1.0, new_tokens=4))

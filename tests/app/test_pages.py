@@ -13,12 +13,13 @@ from app.desk import STATE
 from app.frame import _packed
 from app.process import pages
 from app.specs import Pack
-from app.state import Edit, Investigation, digest, to_query
+from app.state import Edit, Investigation, Recipe, digest, to_query
 from workbench.attribution.known_truth import induction
 
 SCRIPT = Path(app.__file__).parent / "script" / "ui.py"
 STATE_OF_LETTERS = Investigation(model="induction", prompt="fbhadgecfbhad", target="g", foil="a")
 NAMES = sorted(pages())
+RECIPE = Recipe(("abcdab", "efghef"), ("abcdef", "efghab"), 0)
 
 
 def screen(name: str = "overview", state: Investigation = STATE_OF_LETTERS) -> AppTest:
@@ -82,6 +83,24 @@ def test_a_page_works_under_a_plan(name):
     test = screen(name, replace(STATE_OF_LETTERS, plan=(cut,)))
     assert not test.exception
     assert "ablate L1H0" in shown(test)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Edit("zero", "blocks.0.attn.hook_z", heads=(0,), positions=(50,)),
+        Edit("steer", RECIPE.site, positions=(50, 51), recipe=RECIPE),
+    ],
+    ids=["ablate", "steer"],
+)
+def test_a_page_says_of_an_edit_beyond_the_prompt_that_it_acts_on_nothing(name, edit):
+    test = screen(name, replace(STATE_OF_LETTERS, plan=(edit,)))
+    assert not test.exception
+    assert '"error"' not in shown(test).replace("\\", "")
+    assert "acts on nothing" in shown(test)
+    assert "the 13 tokens read" in shown(test)
+    assert "+10.0" in shown(test)
 
 
 def test_the_address_says_what_is_shown():
