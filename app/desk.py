@@ -130,6 +130,11 @@ def turn_to(host: Host, page: str) -> None:
     st.session_state[_PAGE] = page
 
 
+def page() -> str:
+    """The name of the page on the screen."""
+    return st.session_state.get(_PAGE, "")
+
+
 def submit(host: Host, spec: Spec, view: str) -> Job:
     """The job that answers `spec`; where this session stopped it, the stopped one."""
     known = _stopped().get(digest(spec))

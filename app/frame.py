@@ -28,14 +28,16 @@ from app.desk import (
     current,
     turn_to,
 )
+from app.fields import line
 from app.host import Host
 from app.links import arrive, depart
 from app.page import Page
 from app.process import host, pages
-from app.results import AboutModel, Example, Packed, Reading
+from app.results import AboutModel, Packed, Reading
 from app.specs import About, Pack, Read
 from app.state import Investigation
 from app.style import STYLE, WORDMARK
+from app.switch import example_of, notice, over
 from app.views.frame import bar_view, model_chip, model_line, model_rows
 from app.views.words import say, shown, typed
 
@@ -108,8 +110,9 @@ def _frame(server: Host) -> Desk | None:
                 _bar(None, state)
             prose(say("Mend it above and press Enter; nothing else is lost."), key="mend")
             return None
-        if NOTICE in st.session_state:
-            prose(say(st.session_state[NOTICE]), key="notice", kind="notice")
+        for key, told in (("notice", st.session_state.get(NOTICE)), ("left", notice(state))):
+            if told:
+                prose(say(told), key=key, kind="notice")
         _tokens(reading, state)
         _tray(server, reading, state)
     return Desk(server, state, about, reading)
@@ -121,11 +124,13 @@ def _other_model(server: Host, state: Investigation) -> None:
     if name in (None, state.model):
         return
     loading = Wait("wanted", f"loading {name}", 60)
-    if ask(server, About(name), AboutModel, loading) is None:
+    about = ask(server, About(name), AboutModel, loading)
+    other = about and over(server, state, about)
+    if about is None or other is None:
         prose(say(f"What follows is still {state.model}, as it was."), key="still")
         return
-    st.session_state.pop(NOTICE, None)
-    become(replace(state, model=name, head=None, cell=None, plan=(), pos=None))
+    st.session_state[NOTICE] = about.notice
+    become(other)
     st.rerun()
 
 
@@ -142,30 +147,24 @@ def _question(state: Investigation) -> Read:
 
 def _prompt_row(state: Investigation) -> DeltaGenerator:
     """The prompt, target and foil fields; returns the place of the model's menu."""
-    fields = {
-        "prompt": _lines(state.prompt),
-        "target": "" if state.target is None else shown(state.target),
-        "foil": "" if state.foil is None else shown(state.foil),
-    }
-    for key, value in fields.items():  # the fields follow the investigation, never the reverse
-        if st.session_state.get(key) != value:
-            st.session_state[key] = value
     with st.container(key="prompt-row", horizontal=True, vertical_alignment="bottom"):
-        st.text_input(
+        line(
+            "prompt",
             "Prompt",
-            key="prompt",
-            on_change=_prompted,
+            _lines(state.prompt),
+            on_text=_prompted,
             placeholder="What the model reads",
-            help="What the model reads. Write ↵ for a new line.",
+            hint="What the model reads. Write ↵ for a new line.",
         )
-        for key, words in (("target", "Target"), ("foil", "Foil")):
-            st.text_input(
-                words,
-                key=key,
-                on_change=_answered,
-                args=(key,),
+        answers = (("target", "Target", state.target), ("foil", "Foil", state.foil))
+        for name, label, text in answers:
+            line(
+                name,
+                label,
+                "" if text is None else shown(text),
+                on_text=partial(_answered, name),
                 placeholder="automatic",
-                help="One token; · is a leading space. Left empty, the model's own choice.",
+                hint="One token; · is a leading space. Left empty, the model's own choice.",
             )
         return st.container(key="model-slot", width="content")
 
@@ -181,17 +180,16 @@ def _model_menu(
                 key="model-card",
                 rows=model_rows(about),
             )
-        if st.session_state.get("model") != state.model:
-            st.session_state["model"] = state.model
-        st.text_input(
+        line(
+            "model",
             "Another model",
-            key="model",
-            on_change=_chose_model,
-            help="A name such as induction, a Hugging Face folder or hub id, or a .gguf file.",
+            state.model,
+            on_text=_chose_model,
+            hint="A name such as induction, a Hugging Face folder or hub id, or a .gguf file.",
         )
         with st.container(key="examples", horizontal=True, gap="small"):
             for index, example in enumerate(about.examples if about else ()):
-                act = partial(_example, example=example)
+                act = partial(example_of, example=example)
                 st.button(example.name, key=f"example-{index}", on_click=callback(act))
 
 
@@ -256,26 +254,20 @@ def _is_strange(state: Investigation, about: AboutModel) -> bool:
 
 def _begin(about: AboutModel, state: Investigation) -> None:
     """Goes on with the model that is there, and with a prompt it knows."""
-    st.session_state[STATE] = _example(replace(state, model=about.name), about.examples[0])
+    st.session_state[STATE] = example_of(replace(state, model=about.name), about.examples[0])
     st.rerun()
 
 
-def _example(state: Investigation, example: Example) -> Investigation:
-    fresh = state.ask(example.prompt)
-    return replace(fresh, target=example.target, foil=example.foil)
+def _prompted(text: str) -> None:
+    become(current().ask(text.replace("↵", "\n")))
 
 
-def _prompted() -> None:
-    become(current().ask(st.session_state["prompt"].replace("↵", "\n")))
+def _answered(key: str, text: str) -> None:
+    become(replace(current(), **{key: typed(text) or None}))
 
 
-def _answered(key: str) -> None:
-    text = typed(st.session_state[key])
-    become(replace(current(), **{key: text or None}))
-
-
-def _chose_model() -> None:
-    st.session_state[WANTED] = st.session_state["model"].strip() or None
+def _chose_model(text: str) -> None:
+    st.session_state[WANTED] = text.strip() or None
 
 
 def _lines(text: str) -> str:

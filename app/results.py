@@ -46,6 +46,13 @@ class AboutModel:
 
 
 @dataclass(frozen=True)
+class Readable:
+    """Whether a model can read a prompt."""
+
+    readable: bool
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A token the model may say next."""
 

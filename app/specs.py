@@ -29,6 +29,13 @@ class About(Spec):
 
 
 @dataclass(frozen=True)
+class Reads(Spec):
+    """Whether the model can read a prompt at all."""
+
+    prompt: str
+
+
+@dataclass(frozen=True)
 class Read(Spec):
     """What the model says next, with and without the plan: the frame and the Overview."""
 

@@ -60,12 +60,18 @@ class Edit:
         """Holds an edit that steers to its recipe: a chip must name the place that is steered.
 
         Raises:
-            StateError: If it has no recipe, names another place, or does not steer and has one.
+            StateError: If it has no recipe, names another place or heads, or does not steer and
+                has one.
         """
         if (self.op == "steer") != (self.recipe is not None):
             raise StateError(f"An edit has a recipe if it steers, and only then; got {self.op}.")
         if self.recipe is not None and self.site != self.recipe.site:
             raise StateError(f"The recipe steers {self.recipe.site}, not {self.site}.")
+        if self.recipe is not None and self.heads:
+            raise StateError(
+                f"An edit that steers adds to the whole residual stream, which has no heads; "
+                f"got heads {list(self.heads)}. Leave them out."
+            )
 
     @property
     def label(self) -> str:

@@ -14,10 +14,10 @@ import torch
 
 import workbench as wb
 from app.host import Job
+from app.jobs._loading import load
 from app.results import Answer, Receipt
 from app.specs import resolved
-from app.state import BUILT_IN, Edit, Recipe
-from workbench.attribution.known_truth import induction
+from app.state import Edit, Recipe
 from workbench.core.data import token_rows
 from workbench.core.direction import Direction
 from workbench.core.errors import OptionError, PromptError, TokenError
@@ -49,7 +49,7 @@ class Bench:
         """
         if name not in self._models:
             gc.unfreeze()
-            self._models[name] = induction.build().model if name == BUILT_IN else wb.load(name)
+            self._models[name] = load(name)
             _trim(self._models, MODELS)
             gc.collect()
             gc.freeze()
@@ -103,7 +103,7 @@ class Bench:
             if edit.recipe is None:
                 raise OptionError("plan", "a recipe beside 'steer'", edit.site)
             direction = self.direction(name, edit.recipe, job)
-            return direction.at(edit.strength, unit="gap", positions=positions)
+            return direction.at(edit.strength, unit="gap", positions=positions, optional=True)
         operator = wb.ops.zero() if edit.op == "zero" else wb.ops.scale(edit.factor)
         return wb.Intervention(
             edit.site,

@@ -1,11 +1,15 @@
-"""The model itself; and, where the default one is not on this machine, the built-in one instead."""
+"""The model itself, and whether it can read a prompt.
+
+Notable: where the default model is not on this machine, the built-in one answers instead.
+"""
 
 from app.host import Job
-from app.jobs._bench import Bench
+from app.jobs._bench import Bench, prompt_ids
 from app.jobs._table import Answers
-from app.results import AboutModel, Example, SteeringExample
-from app.specs import About
+from app.results import AboutModel, Example, Readable, SteeringExample
+from app.specs import About, Reads
 from app.state import BUILT_IN
+from workbench.core.errors import PromptError
 from workbench.core.protocols import Model
 from workbench.models.assets import DEFAULT, is_present
 from workbench.models.transformer import Transformer
@@ -62,6 +66,15 @@ def about(bench: Bench, spec: About, _: Job) -> AboutModel:
     return _describe(bench.model(name), name, notice)
 
 
+def reads(bench: Bench, spec: Reads, _: Job) -> Readable:
+    """Whether the model's tokens spell the prompt, and its context holds it."""
+    try:
+        prompt_ids(bench.model(spec.model), spec.prompt)
+    except PromptError:
+        return Readable(readable=False)
+    return Readable(readable=True)
+
+
 def _describe(model: Model, name: str, notice: str) -> AboutModel:
     sizes = model.sizes
     return AboutModel(
@@ -87,4 +100,4 @@ def _parameters(model: Model) -> int:
     return sum({p.data_ptr(): p.numel() for p in model.stack.parameters()}.values())
 
 
-ANSWERS = Answers({About: about})
+ANSWERS = Answers({About: about, Reads: reads})

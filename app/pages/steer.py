@@ -9,6 +9,7 @@ from app.components.lines import lines
 from app.components.prose import prose
 from app.components.twin import Column, Piece, twin
 from app.desk import QUIET, Desk, Wait, become, current, lane, stopped
+from app.fields import line
 from app.host import Job, State
 from app.page import Page
 from app.results import DirectionCard, DoseCurve, TwinResult
@@ -53,13 +54,12 @@ def _controls(desk: Desk, recipe: Recipe) -> None:
         [2.2, 2, 1.5, 1.1], gap="medium", vertical_alignment="bottom"
     )
     with text:
-        _keep("steer-prompt", _prompt(desk))
-        st.text_input(
+        line(
+            "steer-prompt",
             "Text to continue",
-            key="steer-prompt",
-            on_change=_set,
-            args=("prompt", "steer-prompt"),
-            help="Written on twice; left empty, the example. The metric keeps its own prompt.",
+            _prompt(desk),
+            on_text=lambda text: _become(replace(current().steering, prompt=text)),
+            hint="Written on twice; left empty, the example. The metric keeps its own prompt.",
         )
     with strength:
         _keep("steer-strength", steering.strength)

@@ -98,6 +98,7 @@ def head(
                 f'site = "blocks.{pattern.layer}.attn.hook_pattern"',
                 "trace = wb.run(model, prompt, plan=plan, record=[site])",
                 f"pattern = trace[site][0, {pattern.head}]  # query key",
+                "print(pattern)",
             ),
         ),
     )

@@ -50,7 +50,7 @@ def _edit(edit: Edit) -> str:
     where = f", heads={list(edit.heads)!r}" if edit.heads else ""
     where += f", positions={list(edit.positions)!r}" if edit.positions else ""
     if edit.op == "steer" and edit.recipe is not None:
-        return f'{direction(edit.recipe)}.at({edit.strength!r}, unit="gap"{where})'
+        return f'{direction(edit.recipe)}.at({edit.strength!r}, unit="gap"{where}, optional=True)'
     operator = "zero()" if edit.op == "zero" else f"scale({edit.factor!r})"
     where += f", strength={edit.strength!r}" if edit.strength != 1 else ""
     return f"wb.Intervention({edit.site!r}, wb.ops.{operator}{where}, optional=True)"

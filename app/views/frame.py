@@ -80,12 +80,21 @@ def _chip(edit: Edit, index: int, reading: Reading) -> Chip:
         return Chip(edit.label, "", f"{edit.label}: bypassed")
     receipt = reading.receipts[index]
     if not receipt.acted:
-        return Chip(edit.label, "did not act", f"{edit.label} at {edit.site} was never reached")
+        return Chip(edit.label, "acts on nothing", f"{edit.label}: {_idle(edit, reading)}")
     touched = times(receipt.tokens, "token")
     size = plain(receipt.change)
     return Chip(
         edit.label, touched, f"{edit.op} at {edit.site}: {touched}, a change of norm {size}"
     )
+
+
+def _idle(edit: Edit, reading: Reading) -> str:
+    """Why an edit acts on nothing."""
+    read = reading.pos + 1
+    if edit.positions and min(edit.positions) >= read:
+        beyond = ", ".join(map(str, edit.positions))
+        return f"none of its positions ({beyond}) is among the {times(read, 'token')} read"
+    return f"{edit.site} was never reached"
 
 
 def model_chip(name: str, about: AboutModel | None, reading: Reading | None) -> str:

@@ -20,11 +20,13 @@ RECIPE = Recipe(("abcdab", "efghef", "cdabcd"), ("abcdef", "efghab", "cdabgh"), 
 STEER = Edit("steer", RECIPE.site, strength=0.5, recipe=RECIPE)
 HALF = Edit("zero", "blocks.1.attn.hook_z", heads=(0,), positions=(9,), strength=0.5)
 LATE = Edit("scale", "blocks.0.attn.hook_z", positions=(40,), factor=0.5)  # never acts
+BEYOND = Edit("steer", RECIPE.site, positions=(50,), strength=0.5, recipe=RECIPE)  # nor does this
 STATES = {
     "plain": STATE,
     "earlier": replace(STATE, pos=9),
     "planned": replace(STATE, plan=(HALF, LATE)),
     "steered and earlier": replace(STATE, pos=9, plan=(STEER, HALF)),
+    "steered beyond the prompt": replace(STATE, plan=(BEYOND,)),
     "bypassed": replace(STATE, plan=(HALF,), bypass=True),
 }
 FULL: tuple[Any, ...] = (specs.Read, specs.Lens, specs.Trajectory, specs.Components, specs.Dose)
@@ -48,6 +50,7 @@ def execute(code: str) -> tuple[dict[str, Any], str]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(code, names)
+    assert said.getvalue(), "a script that says nothing"
     return names, said.getvalue()
 
 
@@ -90,11 +93,12 @@ def test_the_lens_is_the_pages(ask, state):
 @every
 def test_the_head_is_the_pages(ask, state):
     mosaic, pattern = ask(specs.Attention, state), ask(specs.Head, state, 1, 0)
-    names, _ = execute(attention.head(pattern, mosaic, None, state)[0].foot.code)
+    names, said = execute(attention.head(pattern, mosaic, None, state)[0].foot.code)
+    assert said.startswith("tensor([[1.")  # the first token can only look at itself
     assert names["pattern"].numpy() == pytest.approx(pattern.pattern, abs=1e-6)
 
 
-@pytest.mark.parametrize("plan", [(), (HALF, STEER)])
+@pytest.mark.parametrize("plan", [(), (HALF, STEER), (BEYOND,)])
 def test_the_texts_are_the_pages(ask, plan):
     state = replace(STATE, pos=9, plan=plan)
     state = replace(state, steering=replace(STATE.steering, strength=1.0, new_tokens=4))

@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import TextInput
 
 import app
 from app.desk import STATE
 from app.frame import _packed
 from app.process import pages
 from app.specs import Pack
-from app.state import Edit, Investigation, digest, to_query
+from app.state import Edit, Investigation, Recipe, digest, to_query
 from workbench.attribution.known_truth import induction
 
 SCRIPT = Path(app.__file__).parent / "script" / "ui.py"
 STATE_OF_LETTERS = Investigation(model="induction", prompt="fbhadgecfbhad", target="g", foil="a")
 NAMES = sorted(pages())
+RECIPE = Recipe(("abcdab", "efghef"), ("abcdef", "efghab"), 0)
 
 
 def screen(name: str = "overview", state: Investigation = STATE_OF_LETTERS) -> AppTest:
@@ -26,6 +28,19 @@ def screen(name: str = "overview", state: Investigation = STATE_OF_LETTERS) -> A
         test.query_params[key] = value
     test.session_state["going"] = name
     return test.run()
+
+
+def field(test: AppTest, label: str) -> TextInput:
+    """The text field of that label."""
+    (found,) = (one for one in test.text_input if one.label == label)
+    return found
+
+
+def written(test: AppTest) -> list[str]:
+    """What a browser shows in the fields of the frame that it draws for the first time."""
+    fields = [field(test, label) for label in ("Prompt", "Target", "Foil", "Another model")]
+    assert [one.value for one in fields] == [one.proto.default for one in fields]
+    return [one.proto.default for one in fields]
 
 
 def drawn(test: AppTest) -> list[str]:
@@ -68,6 +83,24 @@ def test_a_page_works_under_a_plan(name):
     test = screen(name, replace(STATE_OF_LETTERS, plan=(cut,)))
     assert not test.exception
     assert "ablate L1H0" in shown(test)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Edit("zero", "blocks.0.attn.hook_z", heads=(0,), positions=(50,)),
+        Edit("steer", RECIPE.site, positions=(50, 51), recipe=RECIPE),
+    ],
+    ids=["ablate", "steer"],
+)
+def test_a_page_says_of_an_edit_beyond_the_prompt_that_it_acts_on_nothing(name, edit):
+    test = screen(name, replace(STATE_OF_LETTERS, plan=(edit,)))
+    assert not test.exception
+    assert '"error"' not in shown(test).replace("\\", "")
+    assert "acts on nothing" in shown(test)
+    assert "the 13 tokens read" in shown(test)
+    assert "+10.0" in shown(test)
 
 
 def test_the_address_says_what_is_shown():
@@ -141,16 +174,30 @@ def test_a_model_of_one_layer_has_no_layer_to_choose():
 
 def test_a_new_prompt_is_read_and_the_old_answer_forgotten():
     test = screen()
-    test.text_input(key="prompt").set_value("abcdab").run()
+    field(test, "Prompt").set_value("abcdab").run()
     assert not test.exception
     state = test.session_state[STATE]
     assert (state.prompt, state.target, state.foil) == ("abcdab", None, None)
     assert "top choices" in shown(test)
 
 
+def test_the_fields_show_the_investigation_on_every_page():
+    test = screen()
+    for name in (*NAMES, "overview", "steer", "overview"):
+        test.session_state["going"] = name
+        test.run()
+        assert written(test) == ["fbhadgecfbhad", "g", "a", "induction"], name
+
+
+def test_the_fields_show_an_example_that_was_picked():
+    test = screen()
+    test.button(key="example-1").click().run()
+    assert written(test) == ["hgfedcbahgf", "e", "d", "induction"]
+
+
 def test_a_target_can_be_typed():
     test = screen()
-    test.text_input(key="target").set_value("b").run()
+    field(test, "Target").set_value("b").run()
     assert test.session_state[STATE].target == "b"
     assert not test.exception
 
@@ -269,13 +316,13 @@ def test_a_mistyped_model_takes_nothing_away():
     cut = Edit("zero", "blocks.1.attn.hook_z", heads=(0,))
     state = replace(STATE_OF_LETTERS, plan=(cut,), pos=9)
     test = screen(state=state)
-    test.text_input(key="model").set_value("no-such-model").run()
+    field(test, "Another model").set_value("no-such-model").run()
     assert not test.exception
     assert "No model named" in shown(test)
     assert "all-minilm" not in shown(test)
     assert "What follows is still induction" in shown(test)
     assert test.session_state[STATE] == state
-    test.text_input(key="prompt").set_value("abcdab").run()
+    field(test, "Prompt").set_value("abcdab").run()
     assert "No model named" not in shown(test)
 
 
@@ -284,7 +331,7 @@ def test_another_model_starts_without_what_belonged_to_the_last(monkeypatch, tmp
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     cut = Edit("zero", "blocks.1.attn.hook_z", heads=(0,))
     test = screen(state=replace(STATE_OF_LETTERS, plan=(cut,), pos=9))
-    test.text_input(key="model").set_value("/a/folder").run()
+    field(test, "Another model").set_value("/a/folder").run()
     assert not test.exception
     state = test.session_state[STATE]
     assert (state.model, state.plan, state.pos) == ("/a/folder", (), None)

@@ -149,6 +149,13 @@ def test_a_link_names_no_file(name):
             ),
             "The recipe steers blocks.3.hook_resid_post, not blocks.4",
         ),
+        (
+            (
+                '{"plan": [{"op": "steer", "site": "blocks.3.hook_resid_post", "heads": [0], '
+                '"recipe": {"layer": 3, "negative": ["a"], "positive": ["b"]}}]}'
+            ),
+            r"which has no heads; got heads \[0\]. Leave them out",
+        ),
         ('{"steering": {"strength": 1e999}}', "must be a number"),
         ('{"steering": {"strength": 10}}', "strength must be from -3 to 3, got 10"),
         ('{"steering": {"new_tokens": 500}}', "new_tokens must be from 1 to 200"),

@@ -143,7 +143,7 @@ def test_the_live_metric_says_where_and_under_what():
 
 def test_an_intervention_that_did_nothing_says_so():
     view = frame.bar_view(replace(READING, after=3.41, receipts=(Receipt(0, 0, 0.0),)), STATE)
-    assert view.plan[0].receipt == "did not act"
+    assert view.plan[0].receipt == "acts on nothing"
 
 
 def test_next_tokens_are_told_and_marked():

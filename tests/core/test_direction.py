@@ -10,7 +10,7 @@ import torch
 import workbench as wb
 from tests import tiny
 from workbench.core.direction import Direction
-from workbench.core.errors import FormatError, OptionError
+from workbench.core.errors import EmptySelectionError, FormatError, OptionError
 from workbench.core.provenance import Provenance
 from workbench.core.result import Check
 
@@ -56,6 +56,21 @@ def test_it_may_be_written_elsewhere_than_it_was_read() -> None:
     step = direction().at(1.0, site="blocks.*.hook_resid_pre")
     assert step.sites == ("blocks.*.hook_resid_pre",)
     assert str(step) == "direction +1 gap at blocks.*.hook_resid_pre"
+
+
+def test_it_may_go_without_acting_where_that_is_meant() -> None:
+    model, found = tiny.model(), direction()
+    with pytest.raises(EmptySelectionError, match="beyond the 3 tokens"):
+        wb.run(model, "abc", plan=[found.at(1.0, positions=[50])])
+    with pytest.raises(EmptySelectionError, match="beyond the 3 tokens"):
+        wb.run(model, "abc", plan=[found.erase(positions=[50])])
+    late = [
+        found.at(1.0, positions=[50], optional=True),
+        found.erase(positions=[50], optional=True),
+    ]
+    trace = wb.run(model, "abc", plan=late)
+    assert [receipt.acted for receipt in trace.receipts] == [0, 0]
+    assert tiny.same_bytes(trace.logits, wb.run(model, "abc").logits)
 
 
 def test_a_plan_of_it_is_the_same_from_its_file(tmp_path: Path) -> None:

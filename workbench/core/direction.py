@@ -81,11 +81,12 @@ class Direction(Result):
         positions: Where = None,
         rows: Iterable[int] | None = None,
         site: Site | str | None = None,
+        optional: bool = False,
     ) -> Intervention:
         """Adding the direction: `strength` 1 in "gap" takes one class's mean to the other's.
 
         "sigma" counts spreads within a class along the direction, "norm" mean norms of a row, "raw"
-        the vector as it is. 0 changes nothing, bit for bit.
+        the vector as it is. 0 changes nothing, bit for bit. `optional`: may go without acting.
 
         Raises:
             OptionError: If the unit is unknown.
@@ -102,16 +103,24 @@ class Direction(Result):
             strength=strength,
             unit=unit,
             unit_size=sizes[unit],
+            optional=optional,
             label=f"{self.label or 'direction'} {strength:+g} {unit} at {where}",
         )
 
-    def erase(self, *, positions: Where = None, rows: Iterable[int] | None = None) -> Intervention:
-        """Projecting the direction out of its site."""
+    def erase(
+        self,
+        *,
+        positions: Where = None,
+        rows: Iterable[int] | None = None,
+        optional: bool = False,
+    ) -> Intervention:
+        """Projecting the direction out of its site; `optional`: may go without acting."""
         return Intervention(
             self.site,
             operators.project_out(self.unit_vector),
             positions=positions,
             rows=rows,
+            optional=optional,
             label=f"erase {self.label or 'direction'} at {self.site}",
         )
 

@@ -1,0 +1,58 @@
+"""A model by what was typed for it; where it cannot be loaded, what is wrong and what to do."""
+
+from pathlib import Path
+from typing import Final
+
+import workbench as wb
+from app.state import BUILT_IN, DEFAULT_MODEL
+from workbench.attribution.known_truth import induction
+from workbench.core.errors import FormatError, UnknownNameError, WorkbenchError
+from workbench.core.protocols import Model
+
+CHOICES: Final = (
+    f"Type {DEFAULT_MODEL}, {BUILT_IN}, a folder with config.json and .safetensors files, a .gguf "
+    "file, or a hub id with its owner (openai-community/gpt2)."
+)
+
+
+def load(name: str) -> Model:
+    """The model of that name.
+
+    Raises:
+        FormatError: If it cannot be loaded; says what is wrong with it and what to do.
+    """
+    if name == BUILT_IN:
+        return induction.build().model
+    try:
+        return wb.load(name)
+    except (WorkbenchError, OSError) as error:
+        raise FormatError(_told(name, error)) from error
+
+
+def _told(name: str, error: Exception) -> str:
+    if isinstance(error, UnknownNameError) and error.kind == "family":
+        runs = " and ".join(sorted(error.known))
+        return f"{name} is of the family {error.name}; only {runs} can be run. {CHOICES}"
+    path = _path_told(name)
+    if path:
+        return f"{path} {CHOICES}"
+    if isinstance(error, UnknownNameError) and error.kind == "model":
+        return f"{error} The built-in model is called {BUILT_IN}."
+    return f"{name} cannot be loaded. {error}"
+
+
+def _path_told(name: str) -> str:
+    """What is wrong with a path as one of a model; nothing where it may be one, or is a name."""
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir() and not (path / "config.json").is_file():
+            return f"The folder {name} has no config.json, so there is no model in it."
+        if path.is_file() and path.suffix != ".gguf":
+            return f"{name} is a file and not a .gguf file, so there is no model in it."
+        if (path.is_absolute() or name.startswith(".") or path.suffix == ".gguf") and (
+            not path.exists()
+        ):
+            return f"There is no file or folder {name} on this machine."
+    except (OSError, ValueError, RuntimeError):  # no name a file can have
+        return f"{name[:60]!r} is no name that a file can have."
+    return ""
