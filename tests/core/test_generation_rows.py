@@ -55,12 +55,13 @@ def test_what_holds_for_all_rows_acts_before_what_holds_for_one() -> None:
 
 def test_plans_that_do_not_fit_are_refused() -> None:
     model: Any = tiny.model()
+    streamed: Any = {"record": POST, "stream": True}
     with pytest.raises(OptionError, match=r"plans must be 3 plans, one per row"):
         wb.generate(model, PROMPTS, plans=[[], []])
     with pytest.raises(OptionError, match=r"plans\[1\]\[0\]\.rows must be left out"):
         wb.generate(model, PROMPTS, plans=[[], [push(1, rows=[0])], []])
     with pytest.raises(OptionError, match="record must be left out with stream=True"):
-        list(wb.generate(model, "a", record=POST, stream=True))
+        wb.generate(model, "a", **streamed)
     with pytest.raises(OptionError, match="prefill_chunk must be left out with use_cache=False"):
         wb.generate(model, "a", prefill_chunk=2, use_cache=False)
     with pytest.raises(OptionError, match="prefill_chunk must be 1 or more"):
@@ -76,7 +77,7 @@ def test_plans_that_do_not_fit_are_refused() -> None:
 @kinds
 def test_samplers_and_limits_may_differ_by_row(kind: str) -> None:
     model = tiny.model(kind)
-    each: dict[str, list[Any]] = {
+    each: Any = {
         "temperature": [0.0, 1.5, 0.7],
         "top_k": [None, 20, None],
         "top_p": [None, None, 0.8],
@@ -86,7 +87,7 @@ def test_samplers_and_limits_may_differ_by_row(kind: str) -> None:
     }
     made = wb.generate(model, PROMPTS, **each)
     for row, prompt in enumerate(PROMPTS):
-        own = {name: values[row] for name, values in each.items()}
+        own: Any = {name: values[row] for name, values in each.items()}
         alone = wb.generate(model, prompt, **own)
         assert made.tokens[row] == alone.tokens[0]
         assert made.texts[row] == alone.texts[0]
