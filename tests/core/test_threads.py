@@ -39,7 +39,7 @@ def jobs(model: wb.Model) -> list[Callable[[], Tensor]]:
     def each_its_own() -> Tensor:
         made = wb.generate(
             model,
-            ["abc", "abc", "abd"],
+            ["abc", "abc", "xyz"],
             plans=[[], [push], [gone]],
             temperature=[0.0, 1.0, 1.5],
             max_new_tokens=[6, 4, 5],
