@@ -51,16 +51,16 @@ def by_hand(model: wb.Model, swept: Sequence, fixed: Sequence[wb.Intervention] =
 def test_a_sweep_equals_one_run_per_cell(model: wb.Model, max_tokens: int) -> None:
     swept = cells(model)
     found = wb.sweep(model, CONTRAST.clean, swept, METRIC, max_tokens=max_tokens)
-    torch.testing.assert_close(found.values, by_hand(model, swept), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.changed, by_hand(model, swept), rtol=0, atol=1e-10)
     torch.testing.assert_close(found.base, METRIC(wb.run(model, CONTRAST.clean)))
-    assert torch.equal(found.effects, found.values - found.base)
+    assert torch.equal(found.effects, found.changed - found.base)
     assert found.unit == "logits"
 
 
 def test_the_order_of_cells_is_the_order_of_values(model: wb.Model) -> None:
     swept = cells(model)
-    forward = wb.sweep(model, CONTRAST.clean, swept, METRIC).values
-    backward = wb.sweep(model, CONTRAST.clean, swept[::-1], METRIC).values
+    forward = wb.sweep(model, CONTRAST.clean, swept, METRIC).changed
+    backward = wb.sweep(model, CONTRAST.clean, swept[::-1], METRIC).changed
     torch.testing.assert_close(forward, backward.flip(0), rtol=0, atol=1e-10)
 
 
@@ -74,7 +74,7 @@ def test_a_fixed_plan_holds_in_every_cell(model: wb.Model) -> None:
     ]
     swept = cells(model)
     found = wb.sweep(model, CONTRAST.clean, swept, METRIC, plan=fixed, max_tokens=100)
-    torch.testing.assert_close(found.values, by_hand(model, swept, fixed), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.changed, by_hand(model, swept, fixed), rtol=0, atol=1e-10)
     torch.testing.assert_close(found.base, METRIC(wb.run(model, CONTRAST.clean, plan=fixed)))
 
 
@@ -114,7 +114,7 @@ def test_every_scope_and_place_equals_one_run_per_cell(
     ]
     found = wb.sweep(model, batch, swept, METRIC, max_tokens=max_tokens)
     alone = [METRIC(wb.run(model, batch, plan=[cell])) for cell in swept]
-    torch.testing.assert_close(found.values, torch.stack(alone), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.changed, torch.stack(alone), rtol=0, atol=1e-10)
 
 
 def test_only_the_columns_from_the_first_change_on_are_run(model: wb.Model) -> None:

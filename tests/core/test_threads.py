@@ -57,7 +57,7 @@ def jobs(model: wb.Model) -> list[Callable[[], Tensor]]:
         lambda: wb.gradients(model, contrast.clean, "blocks.0.hook_resid_pre", metric)[
             wb.Site.parse("blocks.0.hook_resid_pre")
         ],
-        lambda: wb.sweep(model, contrast.clean, [cut, other], metric).values,
+        lambda: wb.sweep(model, contrast.clean, [cut, other], metric).changed,
         steered,
         each_its_own,
     ]

@@ -19,7 +19,7 @@ Indices = tuple[int, ...] | None
 
 
 @final
-@dataclass(frozen=True, init=False, eq=False)
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class Intervention:
     """One change of a run: `operator` at `sites`, where it acts, and how strongly.
 
@@ -118,6 +118,11 @@ class Intervention:
         )
 
     @override
+    def __repr__(self) -> str:
+        plain = self.label or (self.strength == 1 and self.unit == "raw")
+        return f"Intervention({self}{'' if plain else f', {self.strength:g} {self.unit}'})"
+
+    @override
     def __str__(self) -> str:
         return self.label or f"{self.operator.name} at {', '.join(self.sites)}{_where(self)}"
 
@@ -147,7 +152,16 @@ def _where(intervention: Intervention) -> str:
     }
     parts = [f"{name} {', '.join(map(str, at))}" for name, at in named.items() if at is not None]
     if not isinstance(intervention.positions, Everywhere):
-        parts.append(f"positions {intervention.positions.to_json()}")
+        parts.append(_words(intervention.positions))
     if intervention.schedule is not None:
         parts.append(f"schedule {intervention.schedule.to_json()}")
     return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _words(scope: Scope) -> str:
+    """A scope as a sentence has it: `positions 3, 5`, `generated`."""
+    data = dict(scope.to_json())
+    kind = str(data.pop("kind"))
+    parts = (part if isinstance(part, list) else [part] for part in data.values())
+    named = ", ".join(str(one) for part in parts for one in part)
+    return f"{kind} {named}".rstrip()

@@ -17,6 +17,7 @@ from workbench.core.axes import GROUPED, HEAD_INPUTS, READ_NORM
 from workbench.core.banks import Bank, Part, Selected, parts_of
 from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
 from workbench.core.interventions import Intervention
+from workbench.core.masks import key_mask, mask_of, scheduled
 from workbench.core.operators import Function, check_like
 from workbench.core.phrases import bound
 from workbench.core.plan import Plan
@@ -122,7 +123,7 @@ class Program:
         """
         receipts = ledger.receipts()
         for i, (one, receipt) in enumerate(zip(self.plan, receipts, strict=True)):
-            if one.optional or one.size == 0:
+            if one.optional:
                 continue
             reached = prompts if lengths is None else lengths
             missed = (
@@ -134,7 +135,7 @@ class Program:
                     f"plan[{i}], {one}: positions {list(missed)} are beyond the {max(reached)} "
                     "tokens of the run. Mark it optional if that is meant."
                 )
-            if not receipt.acted:
+            if not receipt.acted and one.size != 0:
                 raise NeverActedError(
                     f"plan[{i}], {one}, never acted: {ended}. Mark it optional if that is meant."
                 )
@@ -209,6 +210,12 @@ def check_heads(one: Intervention, site: Site, model: Model) -> None:
     Raises:
         OptionError: If the site has no heads, or not so many.
     """
+    if one.neurons is not None:
+        check_neurons(one.neurons, site, model)
+    if one.keys is not None and site.axes[-1] != "key":
+        raise OptionError(
+            f"keys at {site}", f"left out: its axes are {' '.join(site.axes)}", one.keys
+        )
     if one.heads is None:
         return
     if "head" not in site.axes:
@@ -217,6 +224,20 @@ def check_heads(one: Intervention, site: Site, model: Model) -> None:
     n_heads = model.sizes.n_key_value_heads if site.short in GROUPED else model.sizes.n_heads
     if max(one.heads) >= n_heads:
         raise OptionError(f"heads at {site}", f"below {n_heads}", one.heads)
+
+
+def check_neurons(neurons: tuple[int, ...], site: Site, model: Model) -> None:
+    """Refuses neurons a site does not have.
+
+    Raises:
+        OptionError: If its last axis is no width, or not so wide.
+    """
+    width = vars(model.sizes).get(site.axes[-1])
+    if width is None:
+        axes = " ".join(site.axes)
+        raise OptionError(f"neurons at {site}", f"left out: its axes are {axes}", neurons)
+    if max(neurons) >= width:
+        raise OptionError(f"neurons at {site}", f"below {width}", neurons)
 
 
 @final
@@ -251,10 +272,10 @@ class PlanTap(Tap):
         new = one.operator(part, site, place, one.size)
         check_like(new, part, site)
         if one.schedule is not None:
-            new = _scheduled(part, new, one.schedule.at(self._standing(one)), site)
-        mask = _mask(one, tokens, site, part)
+            new = scheduled(part, new, one.schedule.at(self._standing(one)), site)
+        mask = mask_of(one, tokens, site, part)
         if one.keys is not None:
-            keys = _keys(one.keys, self._standing(one), site, part)
+            keys = key_mask(one.keys, self._standing(one), site, part)
             mask = keys if mask is None else mask & keys
         changed = new if mask is None else torch.where(mask, new, part)
         self._ledger.note(index, _count(tokens, place), _moved(changed.detach(), part.detach()))
@@ -319,68 +340,6 @@ def _tokens(scope: Scope, place: Place) -> Selection:
     if place.real is not None:
         mask = mask & place.real
     return mask if bool(mask.any()) else False
-
-
-def _scheduled(value: Tensor, new: Tensor, factors: Tensor, site: Site) -> Tensor:
-    """The change, as much of it as each token's factor says: 0 is none of it, 1 all, to the bit."""
-    weights = _as_axes(factors.to(value.dtype), site, value.ndim)
-    kept = (weights == 0) | (new == value)  # where both are a masked -inf, too
-    return torch.where(kept, value, torch.lerp(value, new, weights.expand_as(value)))
-
-
-def _mask(one: Intervention, tokens: Selection, site: Site, value: Tensor) -> Tensor | None:
-    """The selection in the shape of the activation, or None for all of it."""
-    parts: list[Tensor] = []
-    if isinstance(tokens, Tensor):
-        parts.append(_as_axes(tokens, site, value.ndim))
-    if one.heads is not None:
-        parts.append(_along("head", one.heads, site, value, "heads"))
-    if one.neurons is not None:
-        width = next((axis for axis in site.axes if axis.startswith("d_")), "neuron")
-        parts.append(_along(width, one.neurons, site, value, "neurons"))
-    if not parts:
-        return None
-    mask = parts[0]
-    for part in parts[1:]:
-        mask = mask & part
-    return mask
-
-
-def _as_axes(tokens: Tensor, site: Site, ndim: int) -> Tensor:
-    axis = site.axes.index("pos") if "pos" in site.axes else site.axes.index("query")
-    shape = [1] * ndim
-    shape[0], shape[axis] = tokens.shape
-    return tokens.reshape(shape)
-
-
-def _along(axis: str, indices: tuple[int, ...], site: Site, value: Tensor, option: str) -> Tensor:
-    if axis not in site.axes:
-        axes = " ".join(site.axes)
-        raise OptionError(f"{option} at {site}", f"left out: its axes are {axes}", indices)
-    where = site.axes.index(axis)
-    if max(indices) >= value.shape[where]:
-        raise OptionError(f"{option} at {site}", f"below {value.shape[where]}", indices)
-    mask = torch.zeros(value.shape[where], dtype=torch.bool, device=value.device)
-    mask[list(indices)] = True
-    return mask.reshape([-1 if i == where else 1 for i in range(value.ndim)])
-
-
-def _keys(indices: tuple[int, ...], place: Place, site: Site, value: Tensor) -> Tensor:
-    """The columns of these keys, which stand one after another from each row's first on.
-
-    Raises:
-        OptionError: If the site has no keys.
-    """
-    if site.axes[-1] != "key":
-        axes = " ".join(site.axes)
-        raise OptionError(f"keys at {site}", f"left out: its axes are {axes}", indices)
-    n_keys, width = value.shape[-1], place.positions.shape[1]
-    columns = torch.arange(width, device=value.device)
-    real = torch.ones_like(place.positions, dtype=torch.bool) if place.real is None else place.real
-    at = torch.where(real, columns, -1).argmax(1, keepdim=True)  # any token of the row will do
-    first = n_keys - width + at - place.positions.gather(1, at)
-    keys = torch.arange(n_keys, device=value.device) - first
-    return torch.isin(keys, torch.tensor(indices, device=value.device))[:, None, None]
 
 
 def _moved(changed: Tensor, value: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ travel as one *wave*, which each joins at its own block, so that weights are rea
 the answer's position and vocabulary columns are unembedded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from workbench.core.cache import KeptKeys, SuffixCache
 from workbench.core.data import Batch, Prompt, batch_of
-from workbench.core.errors import EmptySelectionError, NonFiniteError
+from workbench.core.errors import EmptySelectionError, NonFiniteError, OptionError
+from workbench.core.grid import Grid, parting, spread
 from workbench.core.interventions import Intervention
 from workbench.core.metrics import Metric, TokenMetric, read_by
 from workbench.core.modes import forward_only, outside_inference
@@ -25,77 +26,198 @@ from workbench.core.options import count, iterated
 from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.program import Ledger, compile_plan
 from workbench.core.protocols import Model
-from workbench.core.run import not_finite, unembed_at
+from workbench.core.provenance import Provenance, digest, provenance
+from workbench.core.result import Axis, Check
+from workbench.core.run import Check as Cancel
+from workbench.core.run import Checked, not_finite, run, unembed_at
+from workbench.core.sweep_result import SweepResult
 from workbench.core.tap import UNTAPPED, Tap, chain
-from workbench.core.waves import Cell, cell_of, waves
+from workbench.core.waves import Budget, Cell, cell_of, waves
 
 Progress = Callable[[int, int], None]
 ENDED = "its scope selects no token"
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class SweepResult:
-    """The metric of every cell and example, and of the base run; in the metric's unit."""
-
-    base: Float[Tensor, " example"]
-    values: Float[Tensor, "cell example"]
-    unit: str
-    waves: int  # passes through (part of) the model, beside the base run
-    tokens: int  # token positions of all cells together that went through at least one block
-
-    @property
-    def effects(self) -> Float[Tensor, "cell example"]:
-        """metric(changed) - metric(base)."""
-        return self.values - self.base
-
-
 @outside_inference
-def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how large a batch may be
+def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how it may be watched
     model: Model,
     prompt: Prompt | Batch,
-    cells: Sequence[Intervention | Interventions],
+    cells: Grid | Iterable[Intervention | Interventions],
     metric: Metric | TokenMetric,
     *,
+    source: Prompt | Batch | None = None,
     plan: Interventions = (),
     max_tokens: int = 1024,
+    max_bytes: int = 2**30,
+    verify: int = 1,
     progress: Progress | None = None,
+    check: Cancel | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> SweepResult:
     """The metric under each cell's changes, one cell at a time, batched many to a forward.
 
-    A cell is an intervention, or several that belong together; `plan` holds in every cell, before
-    it. `max_tokens` bounds the tokens of one batch.
-    `progress(done, total)` is called after each batch and may raise to cancel.
+    `cells` is a `Grid`, or a list whose entries are an intervention, or several that belong
+    together. A grid without an operator puts in the activations that `source` has in the same
+    places (activation patching). `plan` holds in every run, before the cell.
+
+    Costs a run of the base and less than one of each cell: only what the cell changes is run. A
+    batch has at most `max_tokens` tokens and takes about `max_bytes`. `verify` of the cells, those
+    of the largest effects, are run once more by themselves, and the difference is a check.
+    `progress(done, total)` is called after each batch, `check` at every site; either may raise to
+    cancel. `stop` is asked before each batch: True ends the sweep with the cells done so far.
 
     Raises:
         EmptySelectionError: If there are no cells.
-        NeverActedError: If a cell changes nothing.
+        NeverActedError: If a cell of a list changes nothing.
+        AlignmentError: If `source` does not match the base token by token.
         ShapeError: If the prompts are not the metric's examples.
         NonFiniteError: If the metric of a cell is not finite.
     """
     batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
     reader, fixed = read_by(metric, model, len(batch.tokens)), as_plan(plan)
-    parts = iterated("cells", cells)
-    plans = [as_plan([cell] if isinstance(cell, Intervention) else cell) for cell in parts]
-    if not plans:
-        raise EmptySelectionError("A sweep needs at least one cell.")
+    made = _cells(cells, model, batch, source, fixed, reader)
     found = [
         cell_of(index, one, model, batch, whole=not fixed.replayable)
-        for index, one in enumerate(plans)
+        for index, one in enumerate(made.plans)
     ]
     base = _base(model, batch, fixed, reader, found)
-    values = base.values.repeat(len(plans), 1)
+    values = base.values.repeat(len(found), 1)
     moving = [cell for cell in found if cell.column is not None]
-    done = len(found) - len(moving)
-    tokens = 0
-    together = waves(moving, batch, count("max_tokens", max_tokens))
-    for wave in together:
+    done = torch.tensor([cell.column is None for cell in found])
+    size = Budget(count("max_tokens", max_tokens), count("max_bytes", max_bytes), model, reader)
+    tokens, n_waves = 0, 0
+    for wave in waves(moving, batch, size):
+        if stop is not None and stop():
+            break
         at = [cell.index for cell in wave]
-        values[at] = _ride(model, base, wave, fixed, reader)
-        done, tokens = done + len(wave), tokens + _tokens(wave, batch)
+        values[at] = _ride(model, base, wave, fixed, reader, check)
+        done[at], n_waves, tokens = True, n_waves + 1, tokens + _tokens(wave, batch)
         if progress is not None:
-            progress(done, len(plans))
-    return SweepResult(base.values, values, reader.unit, len(together), tokens)
+            progress(int(done.sum()), len(found))
+    values[~done] = torch.nan
+    checks = (*made.checks(base.values), _count(done))
+    if again := _largest(values, base.values, count("verify", verify, least=0)):
+        alone = [_alone(model, batch, fixed, made.plans[i], reader, check) for i in again]
+        checks = (*checks, _residual(torch.stack(alone) - values[again], reader.unit))
+    shape = tuple(len(axis.labels) for axis in made.axes)
+    return SweepResult(
+        changed=values.reshape(*shape, -1),
+        base=base.values,
+        source=made.source,
+        done=done.reshape(shape),
+        axes=made.axes,
+        unit=reader.unit,
+        metric=reader.name,
+        checks=checks,
+        provenance=made.provenance(model, batch, fixed),
+        waves=n_waves,
+        tokens=tokens,
+    )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """The cells of one sweep, made ready, and what is known of them before a run."""
+
+    plans: tuple[Plan, ...]
+    axes: tuple[Axis, ...]
+    unit: str
+    source: Float[Tensor, " example"] | None  # metric(source)
+    parted: int | None
+
+    def checks(self, base: Float[Tensor, " example"]) -> tuple[Check, ...]:
+        """What can be told without the cells."""
+        if self.source is None or self.parted is None:
+            return ()
+        total = float((self.source - base).mean())
+        return (
+            Check("total effect", total, self.unit, "metric(source) - metric(base)"),
+            Check("parted", float(self.parted), "position", "the prompts agree before: effect 0"),
+        )
+
+    def provenance(self, model: Model, batch: Batch, fixed: Plan) -> Provenance:
+        """What was swept, on what."""
+        labels = [list(axis.labels) for axis in self.axes]
+        named = {axis.name: len(axis.labels) for axis in self.axes}
+        parameters = {"axes": named, "cells": digest(labels), "plan": [str(one) for one in fixed]}
+        data = batch.tokens.tolist()
+        return provenance(model, method="sweep", data=data, parameters=parameters)
+
+
+def _cells(
+    cells: Grid | Iterable[Intervention | Interventions],
+    model: Model,
+    batch: Batch,
+    source: Prompt | Batch | None,
+    fixed: Plan,
+    reader: TokenMetric,
+) -> _Cells:
+    """Reads what a caller may pass as cells.
+
+    Raises:
+        EmptySelectionError: If there are none.
+        OptionError: If a source is given to cells that do not ask for one.
+    """
+    if isinstance(cells, Grid):
+        return _of_grid(cells, model, batch, source, fixed, reader)
+    if source is not None:
+        raise OptionError("source", "left out: only a Grid without an operator reads it", "one")
+    parts = iterated("cells", cells)
+    plans = tuple(as_plan([cell] if isinstance(cell, Intervention) else cell) for cell in parts)
+    if not plans:
+        raise EmptySelectionError("A sweep needs at least one cell.")
+    axis = Axis("cell", tuple("; ".join(map(str, one)) or "no change" for one in plans))
+    return _Cells(plans, (axis,), reader.unit, None, None)
+
+
+def _of_grid(
+    grid: Grid,
+    model: Model,
+    batch: Batch,
+    source: Prompt | Batch | None,
+    fixed: Plan,
+    reader: TokenMetric,
+) -> _Cells:
+    given, value, parted = None, None, None
+    if source is not None and grid.operator is not None:
+        raise OptionError("source", "left out: the grid has an operator of its own", "one")
+    if source is not None:
+        donor = source if isinstance(source, Batch) else batch_of(model, source)
+        parted = parting(batch, donor, model) if fixed.replayable else 0
+        sites, columns = grid.chosen(model), reader.vocabulary
+        given = run(model, donor, plan=fixed, record=sites, positions="last", vocabulary=columns)
+        value = reader(given)
+    made = spread(grid, model, batch, {} if given is None else given.activations, parted)
+    plans = tuple(Plan((cell,)) for cell in made.cells)
+    return _Cells(plans, made.axes, reader.unit, value, made.parted)
+
+
+def _count(done: Tensor) -> Check:
+    note = f"of {done.numel()}; each one exact, a run of its own and no estimate"
+    return Check("cells", float(done.sum()), "places", note)
+
+
+def _largest(values: Tensor, base: Tensor, n: int) -> list[int]:
+    """The cells whose effect is the largest, of those that were run and have any."""
+    sizes = (values - base).abs().mean(1).nan_to_num(0)
+    order = sizes.argsort(descending=True, stable=True)[:n]
+    return [int(index) for index in order if sizes[index] > 0]
+
+
+def _residual(difference: Tensor, unit: str) -> Check:
+    note = f"the largest of {len(difference)} cells run by themselves; rounding only"
+    return Check("residual", float(difference.abs().max()), unit, note)
+
+
+def _alone(
+    model: Model, batch: Batch, fixed: Plan, cell: Plan, reader: TokenMetric, check: Cancel | None
+) -> Float[Tensor, " example"]:
+    """One cell as an ordinary run."""
+    columns = reader.vocabulary
+    return reader(
+        run(model, batch, plan=fixed + cell, positions="last", vocabulary=columns, check=check)
+    )
 
 
 @final
@@ -128,7 +250,12 @@ def _base(
 
 
 def _ride(
-    model: Model, base: _Base, wave: Sequence[Cell], fixed: Plan, reader: TokenMetric
+    model: Model,
+    base: _Base,
+    wave: Sequence[Cell],
+    fixed: Plan,
+    reader: TokenMetric,
+    check: Cancel | None,
 ) -> Float[Tensor, "cell example"]:
     """One pass through the blocks, which every cell joins where it first changes something."""
     rows, column = len(base.batch.tokens), min(cell.column or 0 for cell in wave)
@@ -141,15 +268,16 @@ def _ride(
     program = compile_plan(Plan(tuple(changes)), model, rows * len(wave))
     ledger = Ledger(program.plan)
     stops = sorted({cell.layer for cell in wave})
+    checks = () if check is None else (Checked(check),)
     stream, joined, batch, tap = part.tokens.new_empty(0), 0, part, UNTAPPED
     with forward_only():
         for layer, last in zip(stops, [*stops[1:], None], strict=True):
             new = sum(cell.layer == layer for cell in wave)
             joined += new
             batch = part.repeat(joined)
-            held = _held(fixed, range(joined), rows)
+            held = repeated(fixed, range(joined), rows)
             given = compile_plan(held, model, len(batch.tokens)).tap(batch.place, Ledger(held))
-            tap = chain(given, program.tap(batch.place, ledger))
+            tap = chain(*checks, given, program.tap(batch.place, ledger))
             if layer < 0:
                 stream = model.embed(batch, tap)
             else:
@@ -164,10 +292,10 @@ def _ride(
     return torch.where(reached, values, base.values)
 
 
-def _held(fixed: Plan, cells: range, rows: int) -> Plan:
-    """The plan of every cell, on the rows of those that have joined.
+def repeated(fixed: Plan, cells: range, rows: int) -> Plan:
+    """The plan of a batch of so many rows, on each of several such batches that run as one.
 
-    What of it acts before the block where a cell joins has acted in the base run.
+    Nothing of it need act: what acts before the block where a cell joins has acted in the base run.
     """
     return Plan(
         tuple(

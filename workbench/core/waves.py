@@ -13,6 +13,7 @@ from torch import Tensor
 
 from workbench.core.data import Batch
 from workbench.core.interventions import Intervention
+from workbench.core.metrics import TokenMetric
 from workbench.core.plan import Plan
 from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
@@ -53,14 +54,40 @@ def cell_of(index: int, plan: Plan, model: Model, batch: Batch, *, whole: bool) 
     return Cell(index, plan, program.first_block(model), min(found) if alike else 0)
 
 
-def waves(cells: Sequence[Cell], batch: Batch, max_tokens: int) -> list[list[Cell]]:
-    """The cells in batches of at most `max_tokens` tokens (but one cell at the least)."""
+@final
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """How large a batch of cells may be."""
+
+    max_tokens: int
+    max_bytes: int
+    model: Model
+    metric: TokenMetric
+
+    def holds(self, rows: int, width: int, columns: int) -> bool:
+        """Whether a batch of `rows` rows of `columns` of their `width` columns is small enough."""
+        return rows * columns <= self.max_tokens and self._bytes(rows, width, columns) <= (
+            self.max_bytes
+        )
+
+    def _bytes(self, rows: int, width: int, columns: int) -> int:
+        """What the widest moment of a pass takes: a block's inner values, or the logits."""
+        sizes, read = self.model.sizes, self.metric.vocabulary
+        token = 4 * sizes.d_model + 3 * sizes.d_mlp + 3 * sizes.n_heads * sizes.d_head
+        row = 4 * width * sizes.n_key_value_heads * sizes.d_head + sizes.n_heads * columns * width
+        words = 3 * (sizes.d_vocab if read is None else len(read))
+        held = columns * sizes.d_model
+        return rows * (held + max(columns * token + row, words)) * self.model.dtype.itemsize
+
+
+def waves(cells: Sequence[Cell], batch: Batch, budget: Budget) -> list[list[Cell]]:
+    """The cells in batches within the budget (but one cell at the least)."""
     rows, width = batch.tokens.shape
     made: list[list[Cell]] = []
     for cell in sorted(cells, key=lambda one: (-(one.column or 0), one.layer)):
         column, wave = cell.column or 0, made[-1] if made else []
         wasted = (width if not wave else (wave[-1].column or 0) - column) * rows * len(wave)
-        full = (len(wave) + 1) * rows * (width - column) > max_tokens
+        full = not budget.holds((len(wave) + 1) * rows, width, width - column)
         if not wave or full or wasted > READING:
             made.append([])
         made[-1].append(cell)
