@@ -35,7 +35,8 @@ class Bank:
     def add(self, value: Tensor, chosen: Chosen) -> Tensor:
         """The activation with each row's vector added where it is `chosen`."""
         rows = len(value)  # fewer than planned where the others join a sweep's batch later
-        added = value + self.vectors[:rows].to(value)
+        vectors = self.vectors if len(self.vectors) <= rows else self.vectors[:rows]
+        added = value + (vectors if vectors.dtype == value.dtype else vectors.to(value))
         if chosen is not None:
             return torch.where(chosen, added, value)
         return added if self.rows is None else torch.where(self.rows[:rows], added, value)
