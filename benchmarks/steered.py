@@ -28,7 +28,7 @@ def cases(peers: Peers) -> Iterator[Case]:
 def all_layers(peers: Peers) -> Case:
     """64 tokens with a vector added after every block, beside unsteered ones of either."""
     ids, vector = prompt(peers), direction(peers)
-    plan = [wb.Intervention(STREAMS, wb.ops.add(vector))]
+    plan = [wb.Intervention(STREAMS, wb.ops.add(vector), strength=-1.0)]
 
     def ours() -> list[int]:
         return list(wb.generate(peers.ours, ids, plan=plan, max_new_tokens=NEW_TOKENS).tokens[0])
@@ -40,9 +40,13 @@ def all_layers(peers: Peers) -> Case:
         return generate(peers, ids)
 
     def check() -> dict[str, float]:
-        mine = {"workbench, unsteered": float(unsteered() != theirs())}
-        mine["transformers, unsteered"] = float(ours() != hooked(peers, ids, vector, 1.0))
-        return mine
+        steered = ours()
+        short = NEW_TOKENS - len(steered)  # which would be no fair race
+        same = float(steered != hooked(peers, ids, vector, -1.0))
+        return {
+            "workbench, unsteered": float(unsteered() != theirs()),
+            "transformers, unsteered": same + short,
+        }
 
     peers_do = {"workbench, unsteered": unsteered, "transformers, unsteered": theirs}
     return Case(
@@ -79,16 +83,16 @@ def prompt(peers: Peers) -> torch.Tensor:
 def direction(peers: Peers) -> torch.Tensor:
     """A vector short enough that the text goes on, for 64 tokens and without an end."""
     draws = torch.Generator().manual_seed(0)
-    return 0.05 * torch.randn(peers.ours.sizes.d_model, generator=draws)
+    return 0.02 * torch.randn(peers.ours.sizes.d_model, generator=draws)
 
 
-def generate(peers: Peers, ids: torch.Tensor) -> list[int]:
-    """The peer's greedy tokens."""
+def generate(peers: Peers, ids: torch.Tensor, *, least: int = NEW_TOKENS) -> list[int]:
+    """The peer's greedy tokens, `least` of them before it may end."""
     made = peers.theirs.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
+        min_new_tokens=least,
         do_sample=False,
         pad_token_id=0,
     )
@@ -108,4 +112,4 @@ def hooked(peers: Peers, ids: torch.Tensor, vector: torch.Tensor, strength: floa
     with ExitStack() as stack:
         for block in blocks:
             stack.callback(block.register_forward_hook(steer).remove)
-        return generate(peers, ids)
+        return generate(peers, ids, least=0)  # either may end a text, as its steering has it
