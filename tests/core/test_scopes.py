@@ -151,10 +151,10 @@ def values(schedule: Any, steps: Sequence[int]) -> list[float]:
 def test_schedules_have_their_values_at_their_steps() -> None:
     linear = wb.schedules.linear(1.0, 0.0, steps=4, prompt_value=0.0)
     assert values(linear, [-2, -1, 0, 1, 2, 4, 9]) == [0.0, 0.0, 1.0, 0.75, 0.5, 0.0, 0.0]
-    assert values(wb.schedules.cosine(1, 0, steps=2), [-1, 0, 1, 2]) == pytest.approx(
+    assert values(wb.schedules.cosine(1.0, 0.0, steps=2), [-1, 0, 1, 2]) == pytest.approx(
         [1, 1, 0.5, 0]
     )
-    assert values(wb.schedules.exponential(1, 0.25, steps=2), [0, 1, 2]) == [1, 0.5, 0.25]
+    assert values(wb.schedules.exponential(1.0, 0.25, steps=2), [0, 1, 2]) == [1, 0.5, 0.25]
     assert values(wb.schedules.first(2), [-1, 0, 1, 2, 3]) == [1, 1, 1, 0, 0]
     steps = wb.schedules.piecewise([(0, 1.0), (2, 3.0), (4, -1.0)])
     assert values(steps, [0, 1, 2, 3, 4]) == [1, 2, 3, 1, -1]
@@ -173,7 +173,9 @@ def test_a_schedule_multiplies_the_strength_and_1_and_0_are_exact() -> None:
 
     plain = wb.run(tiny.model(), ids, record=SITE)[SITE][0]
     whole, half = run(strength=2.0), run(strength=1.0)
-    timed = run(strength=2.0, schedule=wb.schedules.piecewise([(0, 1.0), (2, 0.0)], prompt_value=0))
+    timed = run(
+        strength=2.0, schedule=wb.schedules.piecewise([(0, 1.0), (2, 0.0)], prompt_value=0.0)
+    )
     assert tiny.same_bytes(timed[:2], plain[:2])
     tiny.close(timed[2], whole[2], 1e-6)
     tiny.close(timed[3], half[3], 1e-6)
