@@ -8,6 +8,7 @@ import workbench as wb
 from benchmarks.capture import captures
 from benchmarks.harness import OURS, Case
 from benchmarks.peers import PROMPT, Peers, tokens
+from benchmarks.steered import cases as steered
 
 SHAPES = ((1, 16), (1, 128), (8, 128))
 STREAMS = "blocks.*.hook_resid_post"
@@ -21,6 +22,7 @@ def cases(peers: Peers) -> Iterator[Case]:
     for rows, columns in SHAPES[:2]:
         yield record(peers, rows, columns)
     yield generate(peers)
+    yield from steered(peers)
     yield from captures(peers)
 
 

@@ -144,6 +144,7 @@ def test_the_json_is_readable() -> None:
         "strength": 1.0,
         "unit": "raw",
         "unit_size": 1.0,
+        "schedule": None,
         "optional": False,
         "label": "ü <b>",
     }

@@ -16,12 +16,12 @@ import workbench as wb
 from tests import tiny
 
 THREADS = 8
-RUNS = 504  # 63 rounds of each of the eight
+RUNS = 504  # 56 rounds of each of the nine
 PROMPT = "the quick brown fox"
 
 
 def jobs(model: wb.Model) -> list[Callable[[], Tensor]]:
-    """Eight things to do with one model, no two alike."""
+    """Nine things to do with one model, no two alike."""
     contrast = wb.Contrast(clean="abcab", corrupt="xbcxb", target="c", foil="d")
     metric = wb.metrics.logit_difference(contrast)
     draws = torch.Generator().manual_seed(1)
@@ -36,6 +36,18 @@ def jobs(model: wb.Model) -> list[Callable[[], Tensor]]:
         made = wb.generate(model, "ab", plan=[push], max_new_tokens=6, temperature=1.0, seed=3)
         return torch.tensor(made.tokens[0] + made.prompt[0])
 
+    def each_its_own() -> Tensor:
+        made = wb.generate(
+            model,
+            ["abc", "abc", "xyz"],
+            plans=[[], [push], [gone]],
+            temperature=[0.0, 1.0, 1.5],
+            max_new_tokens=[6, 4, 5],
+            seed=[1, 2, 3],
+            record="blocks.2.hook_resid_post",
+        )
+        return torch.cat(list(made["blocks.2.hook_resid_post"]))
+
     return [
         lambda: wb.run(model, PROMPT).logits,
         lambda: wb.run(model, PROMPT, plan=[cut]).logits,
@@ -47,6 +59,7 @@ def jobs(model: wb.Model) -> list[Callable[[], Tensor]]:
         ],
         lambda: wb.sweep(model, contrast.clean, [cut, other], metric).changed,
         steered,
+        each_its_own,
     ]
 
 

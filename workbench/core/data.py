@@ -17,7 +17,7 @@ from typing_extensions import override
 from workbench.core.axes import Positions, Real, Tokens
 from workbench.core.errors import AlignmentError, OptionError, PromptError, ShapeError
 from workbench.core.options import index, iterated
-from workbench.core.place import Place
+from workbench.core.standing import Content, Place
 
 if TYPE_CHECKING:
     from workbench.core.protocols import Model
@@ -32,13 +32,16 @@ class Batch:
     """The tokens of one pass, where they stand, and which are pads.
 
     `start` counts the content tokens before this pass (those in the cache), `prompt` the content
-    tokens of each row's prompt; `real` is None where there are no pads.
+    tokens of each row's prompt; `real` is None where there are no pads. `said` are the content
+    tokens by absolute position, -1 where there is none yet: what scopes that look for tokens need
+    where a pass continues another.
     """
 
     tokens: Tokens
     real: Real | None
     start: Int[Tensor, " batch"]
     prompt: Int[Tensor, " batch"]
+    said: Content | None = None
 
     @cached_property
     def positions(self) -> Positions:
@@ -73,20 +76,30 @@ class Batch:
         """Where the tokens stand, for scopes."""
         low, high = int(self.positions.min()), int(self.positions.max())
         ends = int(self.prompt.min()), int(self.prompt.max())
-        return Place(self.positions, self.real, self.prompt, low, high, *ends)
+        whole = self.said is None and low == 0 and not bool(self.start.any())
+        tokens = self.tokens if whole else None
+        return Place(self.positions, self.real, self.prompt, low, high, *ends, tokens, self.said)
+
+    def columns(self, first: int, last: int | None = None) -> "Batch":
+        """The pass over the columns from `first` to `last` (exclusive), those before being done."""
+        known = self.said is not None or self.place.tokens is not None
+        said = self.place.content if known else None
+        tokens, done = self.tokens[:, first:last], self.start + first
+        if self.real is None:
+            return Batch(tokens, None, done, self.prompt, said)
+        done = self.start + self.real[:, :first].sum(1)
+        return Batch(tokens, self.real[:, first:last], done, self.prompt, said)
 
     def since(self, column: int) -> "Batch":
         """The pass over the columns from `column` on, those before it being done."""
-        if self.real is None:
-            return Batch(self.tokens[:, column:], None, self.start + column, self.prompt)
-        done = self.start + self.real[:, :column].sum(1)
-        return Batch(self.tokens[:, column:], self.real[:, column:], done, self.prompt)
+        return self.columns(column)
 
     def repeat(self, times: int) -> "Batch":
         """The whole batch, `times` over: all its rows, then all of them again."""
         real = None if self.real is None else self.real.repeat(times, 1)
         tokens = self.tokens.repeat(times, 1)
-        return Batch(tokens, real, self.start.repeat(times), self.prompt.repeat(times))
+        said = None if self.said is None else self.said.repeat(times, 1)
+        return Batch(tokens, real, self.start.repeat(times), self.prompt.repeat(times), said)
 
 
 def batch_of(

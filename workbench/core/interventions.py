@@ -10,8 +10,9 @@ from typing_extensions import override
 from workbench.core import operators
 from workbench.core.errors import OptionError
 from workbench.core.operators import Operator
-from workbench.core.options import flag, indices, number, text
+from workbench.core.options import expect, flag, indices, number, text
 from workbench.core.place import Everywhere, Scope, Where, scope
+from workbench.core.schedules import Schedule
 from workbench.core.sites import Site, patterns_of
 
 Indices = tuple[int, ...] | None
@@ -25,6 +26,7 @@ class Intervention:
     `strength` counts in `unit`s of `unit_size`; their product goes to the operator, so 0 changes
     nothing, bit for bit. Positions are absolute content positions: see `workbench.core.place`;
     so are `keys`, what a score or a pattern looks at, whose `positions` are those of the queries.
+    A `schedule` multiplies what the operator changes, by the decode step of each token.
     """
 
     sites: tuple[str, ...]  # names and globs, as saved
@@ -37,6 +39,7 @@ class Intervention:
     strength: float
     unit: str
     unit_size: float
+    schedule: Schedule | None
     optional: bool  # may go without acting
     label: str
 
@@ -53,6 +56,7 @@ class Intervention:
         strength: float = 1.0,
         unit: str = "raw",
         unit_size: float = 1.0,
+        schedule: Schedule | None = None,
         optional: bool = False,
         label: str = "",
     ) -> None:
@@ -78,6 +82,7 @@ class Intervention:
             "strength": strength,
             "unit": text("unit", unit),
             "unit_size": unit_size,
+            "schedule": _schedule(schedule),
             "optional": flag("optional", optional),
             "label": text("label", label),
         }
@@ -107,6 +112,7 @@ class Intervention:
             strength=self.strength,
             unit=self.unit,
             unit_size=self.unit_size,
+            schedule=self.schedule,
             optional=self.optional if optional is None else optional,
             label=self.label,
         )
@@ -119,6 +125,11 @@ class Intervention:
     @override
     def __str__(self) -> str:
         return self.label or f"{self.operator.name} at {', '.join(self.sites)}{_where(self)}"
+
+
+def _schedule(schedule: object) -> Schedule | None:
+    made = "a Schedule, as wb.schedules makes it"
+    return None if schedule is None else expect("schedule", schedule, Schedule, made)
 
 
 def _indices(name: str, values: int | Iterable[int] | None) -> Indices:
@@ -142,6 +153,8 @@ def _where(intervention: Intervention) -> str:
     parts = [f"{name} {', '.join(map(str, at))}" for name, at in named.items() if at is not None]
     if not isinstance(intervention.positions, Everywhere):
         parts.append(_words(intervention.positions))
+    if intervention.schedule is not None:
+        parts.append(f"schedule {intervention.schedule.to_json()}")
     return f" ({'; '.join(parts)})" if parts else ""
 
 

@@ -1,82 +1,25 @@
-"""Where the tokens of one pass stand, and which of them a scope selects.
+"""Scopes by position: everywhere, the prompt, what is generated, indices and windows.
 
-Notable: positions are *absolute content positions* (pads do not count, cached tokens do), so that a
-scope means the same in a prompt, in a decode step, and under padding on either side.
+Where tokens stand is `workbench.core.standing`; other scopes are made by `workbench.core.scopes`.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from types import MappingProxyType
+from typing import ClassVar, cast, final
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 from typing_extensions import override
 
-from workbench.core.axes import Positions, Real
-from workbench.core.errors import EmptySelectionError, FormatError, OptionError
+from workbench.core.errors import EmptySelectionError, FormatError, OptionError, WorkbenchError
 from workbench.core.options import index, indices
+from workbench.core.phrases import PHRASES
+from workbench.core.spans import SPANS, Combined
+from workbench.core.standing import Mask, Place, Scope, Selection
 
-Mask = Bool[Tensor, "batch pos"]
+__all__ = ["Mask", "Place", "Scope", "Selection"]  # which stood here before
 _FAR = 2**31  # beyond any context, and well within what a tensor of positions holds
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """The positions of one pass: absolute, per row, with the length of each row's prompt."""
-
-    positions: Positions
-    real: Real | None  # None: no pads
-    prompt: Int[Tensor, " batch"]
-    low: int  # the lowest and highest position of any row, as plain numbers: scopes decide by
-    high: int  # them without looking into a tensor
-    prompt_low: int
-    prompt_high: int
-
-    @property
-    def from_start(self) -> bool:
-        """Whether column i of every row is position i."""
-        return self.real is None and self.low == 0 and self.high == self.positions.shape[1] - 1
-
-    def only(self, chosen: Mask) -> "Place":
-        """The same, where nothing but the `chosen` tokens count; others stand among them."""
-        low = int(self.positions[chosen].min())
-        positions = torch.where(chosen, self.positions, low)
-        ends = int(positions.max()), self.prompt_low, self.prompt_high
-        return Place(positions, chosen, self.prompt, low, *ends)
-
-    def of(self, rows: Sequence[int]) -> "Place":
-        """The same for some rows only, in their order."""
-        at = list(rows)
-        positions, prompt = self.positions[at], self.prompt[at]
-        return Place(
-            positions,
-            None if self.real is None else self.real[at],
-            prompt,
-            int(positions.min()),
-            int(positions.max()),
-            int(prompt.min()),
-            int(prompt.max()),
-        )
-
-
-class Scope(ABC):
-    """The positions at which an intervention acts."""
-
-    kind: ClassVar[str]
-
-    @abstractmethod
-    def select(self, place: Place) -> bool | Mask:
-        """All, none, or which positions of this pass; pads may be among them."""
-
-    @abstractmethod
-    def to_json(self) -> dict[str, object]:
-        """The scope as plain data; `scope_from_json` reads it."""
-
-    @abstractmethod
-    def missed(self, prompts: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
-        """Positions named one by one that no row of these prompt and total lengths reached."""
 
 
 @final
@@ -228,9 +171,6 @@ class Window(Scope):
         return start, stop
 
 
-Selection = bool | Mask
-
-
 def _check_bounds(indices: Sequence[int]) -> None:
     if any(abs(index) >= _FAR for index in indices):
         raise OptionError("positions", f"indices between {-_FAR} and {_FAR}", list(indices))
@@ -286,8 +226,30 @@ def scope_from_json(data: object) -> Scope:
             return Window(start, stop)
         case {"kind": str() as kind} if kind in _NAMED:
             return _NAMED[kind]
+        case {"kind": "combination", "include": [*include], "exclude": [*exclude]}:
+            return Combined(
+                tuple(map(scope_from_json, include)), tuple(map(scope_from_json, exclude))
+            )
+        case {"kind": str() as kind} if kind in _READ and isinstance(data, dict):
+            return _read(kind, cast("dict[str, object]", data))
         case _:
-            raise FormatError(f"No scope is written as {data!r}; one of {', '.join(_NAMED)}, …")
+            known = ", ".join([*_NAMED, "positions", "window", *_READ])
+            raise FormatError(f"No scope is written as {data!r:.80}; one of {known}.")
+
+
+_READ: Mapping[str, Callable[[Mapping[str, object]], Scope]] = MappingProxyType(
+    {**SPANS, **PHRASES}
+)
+
+
+def _read(kind: str, data: dict[str, object]) -> Scope:
+    try:
+        made = _READ[kind](data)
+    except (WorkbenchError, LookupError, TypeError) as error:
+        raise FormatError(f"The scope {data!r:.80} cannot be read: {error}") from None
+    if made.to_json() != data:
+        raise FormatError(f"The scope {data!r:.80} has other entries than {made.to_json()!r:.80}.")
+    return made
 
 
 def _bounds(*values: object) -> bool:

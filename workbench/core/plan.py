@@ -22,6 +22,7 @@ from workbench.core.interventions import Intervention
 from workbench.core.operators import operator_from
 from workbench.core.options import expect, iterated
 from workbench.core.place import scope_from_json
+from workbench.core.schedules import schedule_from_json
 from workbench.core.store import is_folder, read_text, write_json, write_tensors
 
 FORMAT = "workbench.plan"
@@ -132,6 +133,7 @@ def to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "strength": one.strength,
                 "unit": one.unit,
                 "unit_size": one.unit_size,
+                "schedule": None if one.schedule is None else one.schedule.to_json(),
                 "optional": one.optional,
                 "label": one.label,
             }
@@ -162,7 +164,9 @@ _KEYS = frozenset(
         "optional label"
     ).split()
 )
-_LATER: Mapping[str, Any] = MappingProxyType({"keys": None})  # what older files may lack
+_LATER: Mapping[str, Any] = MappingProxyType(
+    {"keys": None, "schedule": None}
+)  # what older files may lack
 
 
 def _is_number(value: object) -> bool:
@@ -219,6 +223,7 @@ def _intervention(index: int, item: Any, tensors: Mapping[str, Tensor]) -> Inter
         raise FormatError(f"plan[{index}] is malformed: {shown}.")
     operands = _operands(index, item["tensors"], tensors)
     scalars = {name: float(value) for name, value in item["scalars"].items()}
+    timed = item["schedule"]
     try:
         return Intervention(
             item["sites"],
@@ -228,9 +233,10 @@ def _intervention(index: int, item: Any, tensors: Mapping[str, Tensor]) -> Inter
             rows=item["rows"],
             neurons=item["neurons"],
             keys=item["keys"],
-            strength=item["strength"],
+            strength=float(item["strength"]),
             unit=item["unit"],
-            unit_size=item["unit_size"],
+            unit_size=float(item["unit_size"]),
+            schedule=None if timed is None else schedule_from_json(timed),
             optional=item["optional"],
             label=item["label"],
         )

@@ -14,13 +14,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core.axes import GROUPED, HEAD_INPUTS, READ_NORM
+from workbench.core.banks import Bank, Part, Selected, parts_of
 from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
 from workbench.core.interventions import Intervention
+from workbench.core.masks import key_mask, mask_of, scheduled
 from workbench.core.operators import Function, check_like
-from workbench.core.place import Mask, Place, Selection
+from workbench.core.phrases import bound
 from workbench.core.plan import Plan
 from workbench.core.protocols import Model
 from workbench.core.sites import Site, select
+from workbench.core.standing import Place, Scope, Selection
 from workbench.core.tap import UNTAPPED, Tap
 
 
@@ -48,24 +51,33 @@ class Ledger:
         self._plan = plan
         self._acted = [0] * len(plan)
         self._tokens: list[list[Tensor | int]] = [[] for _ in plan]
-        self._squares: list[list[Tensor]] = [[] for _ in plan]
+        self._squares: list[list[Tensor | float]] = [[] for _ in plan]
 
-    def note(self, index: int, tokens: Tensor | int, squares: Tensor) -> None:
+    def note(self, index: int, tokens: Tensor | int, squares: Tensor | float) -> None:
         """Adds one act; keeps tensors, so that a decode step never waits for a number."""
         self._acted[index] += 1
         self._tokens[index].append(tokens)
         self._squares[index].append(squares)
 
+    def absorb(self, other: "Ledger", indices: Sequence[int], times: int) -> None:
+        """Adds the account of one row for `times` rows; `indices` are its plan's places in ours."""
+        for index, (acted, tokens, squares) in zip(indices, other.totals(), strict=True):
+            self._acted[index] += acted
+            self._tokens[index].append(tokens * times)
+            self._squares[index].append(squares * times)
+
+    def totals(self) -> tuple[tuple[int, int, float], ...]:
+        """How often each intervention acted, on how many tokens, and the squares of its change."""
+        return tuple(
+            (acted, sum(map(int, tokens)), float(sum(map(float, squares))))
+            for acted, tokens, squares in zip(self._acted, self._tokens, self._squares, strict=True)
+        )
+
     def receipts(self) -> tuple[Receipt, ...]:
         """One receipt per intervention, in the order of the plan."""
         return tuple(
-            Receipt(
-                str(intervention),
-                self._acted[i],
-                sum(int(count) for count in self._tokens[i]),
-                float(sum(float(square) for square in self._squares[i]) ** 0.5),
-            )
-            for i, intervention in enumerate(self._plan)
+            Receipt(str(one), acted, tokens, squares**0.5)
+            for one, (acted, tokens, squares) in zip(self._plan, self.totals(), strict=True)
         )
 
 
@@ -76,6 +88,8 @@ class Program:
 
     plan: Plan
     by_site: Mapping[Site, tuple[int, ...]]
+    parts: Mapping[Site, tuple[Part, ...]]  # the same, with additions to several rows as one
+    scopes: tuple[Scope, ...]  # of each intervention, as this model reads them
 
     def first_block(self, model: Model) -> int:
         """The first block the plan changes: -1 for the embedding, `n_layers` after the blocks."""
@@ -150,7 +164,12 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
         for site in sites:
             by_site.setdefault(site, []).append(index)
     _check_readers(plan, by_site)
-    return Program(plan, {site: tuple(indices) for site, indices in by_site.items()})
+    return Program(
+        plan,
+        {site: tuple(indices) for site, indices in by_site.items()},
+        {site: parts_of(plan, at, site, model, batch) for site, at in by_site.items()},
+        tuple(bound(one.positions, model.tokenizer) for one in plan),
+    )
 
 
 def _check_readers(plan: Plan, by_site: Mapping[Site, Sequence[int]]) -> None:
@@ -227,16 +246,21 @@ class PlanTap(Tap):
 
     def __init__(self, program: Program, place: Place, ledger: Ledger) -> None:
         self._program, self._place, self._ledger = program, place, ledger
-        self._selected: dict[int, tuple[Place, Selection]] = {}  # made once per pass
+        self._parts = program.parts
+        self._scopes: dict[Scope, Selection] = {}  # all made once per pass
+        self._selected: dict[int, tuple[Place, Selection]] = {}
+        self._banks: dict[tuple[int, ...], Selected] = {}
 
     @override
     def wants(self, site: Site) -> bool:
-        return site in self._program.by_site
+        return site in self._parts
 
     @override
     def __call__(self, site: Site, value: Tensor) -> Tensor:
-        for index in self._program.by_site.get(site, ()):
-            value = self._act(index, site, value)
+        for part in self._parts.get(site, ()):
+            value = (
+                self._act(part, site, value) if isinstance(part, int) else self._add(part, value)
+            )
         return value
 
     def _act(self, index: int, site: Site, value: Tensor) -> Tensor:
@@ -247,9 +271,11 @@ class PlanTap(Tap):
         part = value if one.rows is None else value[list(one.rows)]
         new = one.operator(part, site, place, one.size)
         check_like(new, part, site)
-        mask = _mask(one, tokens, site, part)
+        if one.schedule is not None:
+            new = scheduled(part, new, one.schedule.at(self._standing(one)), site)
+        mask = mask_of(one, tokens, site, part)
         if one.keys is not None:
-            keys = _keys(one.keys, self._standing(one), site, part)
+            keys = key_mask(one.keys, self._standing(one), site, part)
             mask = keys if mask is None else mask & keys
         changed = new if mask is None else torch.where(mask, new, part)
         self._ledger.note(index, _count(tokens, place), _moved(changed.detach(), part.detach()))
@@ -258,83 +284,62 @@ class PlanTap(Tap):
         rows = torch.tensor(one.rows, device=value.device)
         return value.index_copy(0, rows, changed)
 
+    def _add(self, bank: Bank, value: Tensor) -> Tensor:
+        if bank.indices not in self._banks:
+            self._banks[bank.indices] = self._chosen(bank.indices)
+        chosen, counts = self._banks[bank.indices]
+        if not any(counts):
+            return value
+        for index, count, square in zip(bank.indices, counts, bank.squares, strict=True):
+            if count:
+                self._ledger.note(index, count, count * square)
+        return bank.add(value, chosen)
+
+    def _chosen(self, indices: tuple[int, ...]) -> Selected:
+        """Which tokens a bank touches, None for all of its rows', and how many of each vector."""
+        width, rows = self._place.positions.shape[1], len(self._place.prompt)
+        found = [self._select(index) for index in indices]
+        at = [range(rows) if (r := self._program.plan[i].rows) is None else r for i in indices]
+        if all(one is True for one in found):
+            return None, tuple(len(some) * width for some in at)
+        mask = torch.zeros_like(self._place.positions, dtype=torch.bool)
+        for one, some in zip(found, at, strict=True):
+            if one is not False:
+                mask[list(some)] = one[list(some)] if isinstance(one, Tensor) else True
+        by_row = mask.sum(1).tolist()
+        return mask[:, :, None], tuple(sum(by_row[row] for row in some) for some in at)
+
     def _standing(self, one: Intervention) -> Place:
         """Where all tokens of its rows stand, those it leaves alone included."""
         return self._place if one.rows is None else self._place.of(one.rows)
 
+    def _select(self, index: int) -> Selection:
+        """Which tokens of all rows its scope selects, pads left out."""
+        scope = self._program.scopes[index]
+        if scope not in self._scopes:
+            self._scopes[scope] = _tokens(scope, self._place)
+        return self._scopes[scope]
+
     def _where(self, index: int, one: Intervention) -> tuple[Place, Selection]:
         if index not in self._selected:
-            place = self._standing(one)
-            tokens = _tokens(one, place)
+            place, tokens = self._standing(one), self._select(index)
+            if isinstance(tokens, Tensor):
+                tokens = tokens if one.rows is None else tokens[list(one.rows)]
+                tokens = tokens if bool(tokens.any()) else False
             place = place.only(tokens) if isinstance(tokens, Tensor) else place
             self._selected[index] = (place, tokens)
         return self._selected[index]
 
 
-def _tokens(one: Intervention, place: Place) -> Selection:
-    """Which tokens of these rows are touched: positions and pads taken together."""
-    chosen = one.positions.select(place)
+def _tokens(scope: Scope, place: Place) -> Selection:
+    """Which tokens are touched: positions and pads taken together."""
+    chosen = scope.select(place)
     if isinstance(chosen, bool) and (not chosen or place.real is None):
         return chosen
     mask = torch.ones_like(place.positions, dtype=torch.bool) if chosen is True else chosen
     if place.real is not None:
         mask = mask & place.real
     return mask if bool(mask.any()) else False
-
-
-def _mask(one: Intervention, tokens: Selection, site: Site, value: Tensor) -> Tensor | None:
-    """The selection in the shape of the activation, or None for all of it."""
-    parts: list[Tensor] = []
-    if isinstance(tokens, Tensor):
-        parts.append(_as_axes(tokens, site, value.ndim))
-    if one.heads is not None:
-        parts.append(_along("head", one.heads, site, value, "heads"))
-    if one.neurons is not None:
-        width = next((axis for axis in site.axes if axis.startswith("d_")), "neuron")
-        parts.append(_along(width, one.neurons, site, value, "neurons"))
-    if not parts:
-        return None
-    mask = parts[0]
-    for part in parts[1:]:
-        mask = mask & part
-    return mask
-
-
-def _as_axes(tokens: Mask, site: Site, ndim: int) -> Tensor:
-    axis = site.axes.index("pos") if "pos" in site.axes else site.axes.index("query")
-    shape = [1] * ndim
-    shape[0], shape[axis] = tokens.shape
-    return tokens.reshape(shape)
-
-
-def _along(axis: str, indices: tuple[int, ...], site: Site, value: Tensor, option: str) -> Tensor:
-    if axis not in site.axes:
-        axes = " ".join(site.axes)
-        raise OptionError(f"{option} at {site}", f"left out: its axes are {axes}", indices)
-    where = site.axes.index(axis)
-    if max(indices) >= value.shape[where]:
-        raise OptionError(f"{option} at {site}", f"below {value.shape[where]}", indices)
-    mask = torch.zeros(value.shape[where], dtype=torch.bool, device=value.device)
-    mask[list(indices)] = True
-    return mask.reshape([-1 if i == where else 1 for i in range(value.ndim)])
-
-
-def _keys(indices: tuple[int, ...], place: Place, site: Site, value: Tensor) -> Tensor:
-    """The columns of these keys, which stand one after another from each row's first on.
-
-    Raises:
-        OptionError: If the site has no keys.
-    """
-    if site.axes[-1] != "key":
-        axes = " ".join(site.axes)
-        raise OptionError(f"keys at {site}", f"left out: its axes are {axes}", indices)
-    n_keys, width = value.shape[-1], place.positions.shape[1]
-    columns = torch.arange(width, device=value.device)
-    real = torch.ones_like(place.positions, dtype=torch.bool) if place.real is None else place.real
-    at = torch.where(real, columns, -1).argmax(1, keepdim=True)  # any token of the row will do
-    first = n_keys - width + at - place.positions.gather(1, at)
-    keys = torch.arange(n_keys, device=value.device) - first
-    return torch.isin(keys, torch.tensor(indices, device=value.device))[:, None, None]
 
 
 def _moved(changed: Tensor, value: Tensor) -> Tensor:

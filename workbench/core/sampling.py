@@ -70,6 +70,22 @@ class Sampler:
         return logits
 
 
+def choose(
+    samplers: Sequence[Sampler],
+    logits: Float[Tensor, "batch d_vocab"],
+    draws: Sequence[torch.Generator],
+) -> Int[Tensor, " batch"]:
+    """The next token of each row, by its own sampler; rows of one sampler are worked on at once."""
+    kinds = dict.fromkeys(samplers)
+    if len(kinds) == 1:
+        return samplers[0].choose(logits, draws)
+    chosen = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    for kind in kinds:
+        rows = [row for row, sampler in enumerate(samplers) if sampler == kind]
+        chosen[rows] = kind.choose(logits[rows], [draws[row] for row in rows])
+    return chosen
+
+
 def generators(seed: int | Sequence[int], rows: int, device: torch.device) -> list[torch.Generator]:
     """One generator per row: row i of an integer seed gets seed + i; a sequence names each.
 

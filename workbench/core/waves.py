@@ -17,6 +17,7 @@ from workbench.core.metrics import TokenMetric
 from workbench.core.plan import Plan
 from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
+from workbench.core.standing import Scope
 
 READING = 64  # tokens; measured on two cores in float32, where 32 to 128 differ little
 
@@ -40,7 +41,11 @@ def cell_of(index: int, plan: Plan, model: Model, batch: Batch, *, whole: bool) 
         OptionError: If a row is outside the batch.
     """
     program = compile_plan(plan, model, len(batch.tokens))
-    columns = [_first_column(one, batch) for one in plan if one.size]
+    columns = [
+        _first_column(one, scope, batch)
+        for one, scope in zip(plan, program.scopes, strict=True)
+        if one.size
+    ]
     found = [column for column in columns if column is not None]
     if not found:
         optional = all(one.optional or one.size == 0 for one in plan)
@@ -89,10 +94,10 @@ def waves(cells: Sequence[Cell], batch: Batch, budget: Budget) -> list[list[Cell
     return [sorted(wave, key=lambda one: one.layer) for wave in made]
 
 
-def _first_column(one: Intervention, batch: Batch) -> int | None:
+def _first_column(one: Intervention, scope: Scope, batch: Batch) -> int | None:
     """The first column at which an intervention acts in any of its rows."""
     place = batch.place if one.rows is None else batch.place.of(one.rows)
-    chosen = one.positions.select(place)
+    chosen = scope.select(place)
     if isinstance(chosen, Tensor):
         mask = chosen if place.real is None else chosen & place.real
         acted = mask.any(0).nonzero()

@@ -1,0 +1,172 @@
+"""The passes of one generation: the prompts, shared and in chunks, then a step per token.
+
+Notable: what is run together is chosen for speed alone. Positions are absolute, and the tokens of
+every row are kept by position, so scopes and schedules mean the same however a text is run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.core.cache import KeyValueCache
+from workbench.core.data import Batch
+from workbench.core.errors import NonFiniteError
+from workbench.core.generation import prefix
+from workbench.core.generation.capture import Capture
+from workbench.core.modes import forward_only
+from workbench.core.program import Ledger, Program, Receipt, compile_plan
+from workbench.core.protocols import Model, new_cache
+from workbench.core.run import FiniteWatch, not_finite, unembed_at
+from workbench.core.tap import Tap, chain
+
+Answers = Float[Tensor, "batch d_vocab"]
+
+
+@final
+@dataclass(frozen=True)
+class Manner:
+    """How the passes are made: with a cache or anew, the columns of a chunk, a shared beginning."""
+
+    cached: bool
+    chunk: int | None
+    share: bool
+
+
+@final
+class Writer:
+    """The forwards of one generation, and what they left."""
+
+    def __init__(  # noqa: PLR0913 - the parts of a generation
+        self,
+        model: Model,
+        batch: Batch,
+        program: Program,
+        room: int,
+        manner: Manner,
+        *,
+        checks: Sequence[Tap],
+        capture: Capture,
+    ) -> None:
+        self._model, self._prompts, self._manner = model, batch, manner
+        self.program, self.capture, self._checks = program, capture, tuple(checks)
+        self.receipts: tuple[Receipt, ...] = ()
+        self._ledger = Ledger(program.plan)
+        rows, width = batch.tokens.shape
+        # Grows in place, but only beyond what any pass before has looked at.
+        self._said = torch.full((rows, width + room), -1, device=batch.tokens.device)
+        self._said[:, :width] = batch.place.content
+        self._lengths = batch.prompt.clone()
+        self._cache = new_cache(model, rows, width + room) if manner.cached else None
+
+    def prefill(self) -> Answers:
+        """Logits after the prompts."""
+        if self._cache is None:
+            return self._anew()
+        batch = self._prompts
+        columns = prefix.shared(batch, self.program) if self._manner.share else 0
+        if columns:
+            self._begin(self._cache, columns)
+            batch = prefix.rest(batch, columns)
+        batch = Batch(batch.tokens, batch.real, batch.start, batch.prompt, self._said)
+        return self._chunks(batch, self._cache)
+
+    def step(self, chosen: Int[Tensor, " batch"], going: Sequence[bool]) -> Answers:
+        """Logits after one more token in each row that is `going`; the others get a pad."""
+        new = torch.tensor(going, device=chosen.device)
+        start = self._lengths
+        at = start[:, None].clamp(max=self._said.shape[1] - 1)
+        told = torch.where(new[:, None], chosen[:, None], self._said.gather(1, at))
+        self._said.scatter_(1, at, told)
+        self._lengths = start + new
+        if self._cache is None:
+            return self._anew()
+        real = None if all(going) else new[:, None]
+        batch = Batch(chosen[:, None], real, start, self._prompts.prompt, self._said)
+        return self._answers(batch, self._cache)
+
+    def finish(self) -> None:
+        """Closes the account; raises if an intervention never acted."""
+        ended = "its scope selects no token that the generation reached"
+        lengths, prompts = self._lengths.tolist(), self._prompts.prompt.tolist()
+        self.receipts = self.program.finish(self._ledger, prompts, ended, lengths=lengths)
+
+    def _begin(self, cache: KeyValueCache, columns: int) -> None:
+        """Runs the shared beginning once for all rows that are alike in it."""
+        whole, prompt = self._prompts.place.content[:, :columns], self._prompts.prompt
+        beginning = Batch(whole, None, torch.zeros_like(prompt), prompt)
+        for group in prefix.groups(beginning, self.program):
+            own = new_cache(self._model, 1, columns)
+            program = compile_plan(group.plan, self._model, 1)
+            ledger = Ledger(group.plan)
+            batch = prefix.one_row(beginning, group.rows[0], columns)
+            for part in self._parts(batch):
+                self._pass(part, own, program, ledger, rows=group.rows)
+            self._ledger.absorb(ledger, group.indices, len(group.rows))
+            cache.adopt(own, group.rows)
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        width = batch.tokens.shape[1]
+        chunk = self._manner.chunk or width
+        if chunk >= width:
+            return [batch]
+        return [batch.columns(at, min(at + chunk, width)) for at in range(0, width, chunk)]
+
+    def _chunks(self, batch: Batch, cache: KeyValueCache) -> Answers:
+        *before, last = self._parts(batch)  # padded on the left: all rows end in the last one
+        for part in before:
+            self._pass(part, cache, self.program, self._ledger)
+        return self._answers(last, cache)
+
+    def _anew(self) -> Answers:
+        """One full forward, which acts on every token anew, and leaves all activations."""
+        self._ledger = Ledger(self.program.plan)
+        self.capture.forget()
+        return self._answers(self._whole(), None)
+
+    def _whole(self) -> Batch:
+        """All tokens so far as one pass."""
+        said = self._said[:, : int(self._lengths.max())]
+        real = said >= 0
+        start, prompt = torch.zeros_like(self._lengths), self._prompts.prompt
+        return Batch(said.clamp(min=0), None if bool(real.all()) else real, start, prompt)
+
+    def _answers(self, batch: Batch, cache: KeyValueCache | None) -> Answers:
+        at = batch.last[:, None]
+        logits = self._pass(batch, cache, self.program, self._ledger, columns=at)[:, 0]
+        if bad := not_finite(logits):
+            self._locate()
+            raise NonFiniteError("the logits of a generated token", bad, logits.numel())
+        return logits
+
+    def _pass(
+        self,
+        batch: Batch,
+        cache: KeyValueCache | None,
+        program: Program,
+        ledger: Ledger,
+        *,
+        columns: Int[Tensor, "batch column"] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch column d_vocab"]:
+        """One forward; logits of some columns, or of none: only what is tapped there is made."""
+        recorder = self.capture.begin()
+        seen = (recorder,) if self.capture.sites else ()
+        tap = chain(*self._checks, program.tap(batch.place, ledger), *seen)
+        at = batch.last[:, None][:, :0] if columns is None else columns
+        with forward_only():
+            resid = self._model.embed(batch, tap)
+            resid = self._model.layers(resid, batch, tap, cache=cache)
+            logits = unembed_at(self._model, resid, tap, at)
+        self.capture.keep(recorder, batch, rows)
+        return logits
+
+    def _locate(self) -> None:
+        """Runs the text so far in one pass, which stops at the first site that is not finite."""
+        batch = self._whole()
+        tap = chain(self.program.tap(batch.place, Ledger(self.program.plan)), FiniteWatch())
+        with forward_only():
+            self._model.unembed(self._model.layers(self._model.embed(batch, tap), batch, tap), tap)
