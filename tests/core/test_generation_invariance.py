@@ -3,7 +3,7 @@
 Cached, in full, in chunks, beside rows of other plans, alone, in another order, with a shared
 beginning, and as one forward over the finished text with pads on either side: the same tokens, and
 log probabilities to float rounding (steering reference, section 3.3). Operators and scopes are
-found, not listed: see `tests/contracts.py`.
+found, not listed: see `tests/instances.py`.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import workbench as wb
-from tests import contracts, tiny
+from tests import instances, tiny
 from workbench.core.generate import Generation
 from workbench.core.standing import Scope
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 NEW = 5
 SITE = "blocks.1.hook_resid_post"
-OPERATORS, SCOPES = contracts.operators(24), contracts.scopes()
-PROMPTS = list(map(list, contracts.PROMPTS))
+OPERATORS, SCOPES = instances.operators(24), instances.scopes()
+PROMPTS = list(map(list, instances.PROMPTS))
 TOGETHER = [[*range(1, 19), *row] for row in PROMPTS]  # a beginning of 18 tokens and more
 WAYS: dict[str, dict[str, Any]] = {
     "in full": {"use_cache": False},
@@ -91,11 +91,11 @@ def test_an_operator_at_a_scope_means_the_same_in_every_way(operator: str, scope
     assert made.receipts[0].tokens > 0  # or this scope has been tested on nothing
 
 
-@pytest.mark.parametrize("schedule", contracts.SCHEDULES)
+@pytest.mark.parametrize("schedule", instances.SCHEDULES)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_a_schedule_means_the_same_in_every_way(operator: str, schedule: str) -> None:
     kind = tiny.KINDS[len(schedule) % 2]
-    made = every_way(kind, [change(operator, None, contracts.SCHEDULES[schedule])])
+    made = every_way(kind, [change(operator, None, instances.SCHEDULES[schedule])])
     constant = make(kind, PROMPTS, plan=[change(operator, None)])
     assert made.receipts[0].change != pytest.approx(constant.receipts[0].change, rel=1e-3)
 

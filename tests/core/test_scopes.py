@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import workbench as wb
-from tests import contracts, tiny
+from tests import instances, tiny
 from workbench.core.data import Batch
 from workbench.core.errors import EmptySelectionError, FormatError, NeverActedError, OptionError
 from workbench.core.phrases import bound
@@ -66,12 +66,12 @@ def test_a_scope_selects_what_it_means(name: str, side: str) -> None:
         assert set().union(*(chosen(scope, part) for part in parts)) == expected
 
 
-@pytest.mark.parametrize("scope", contracts.scopes().values(), ids=list(contracts.scopes()))
+@pytest.mark.parametrize("scope", instances.scopes().values(), ids=list(instances.scopes()))
 def test_every_scope_survives_json(scope: Scope) -> None:
     assert scope_from_json(scope.to_json()) == scope
 
 
-@pytest.mark.parametrize("schedule", contracts.SCHEDULES.values(), ids=list(contracts.SCHEDULES))
+@pytest.mark.parametrize("schedule", instances.SCHEDULES.values(), ids=list(instances.SCHEDULES))
 def test_a_plan_keeps_scope_and_schedule(schedule: Any, tmp_path: Any) -> None:
     scope = wb.scopes.without(wb.scopes.after("x"), 0)
     one = wb.Intervention(SITE, wb.ops.scale(2.0), positions=scope, schedule=schedule)
