@@ -3,7 +3,7 @@
 import os
 import sys
 
-from benchmarks import cases, sweeps
+from benchmarks import cases, everything, sweeps
 from benchmarks.harness import markdown, measure
 from benchmarks.peers import load
 
@@ -14,10 +14,10 @@ def main() -> None:
     os.environ.setdefault("WANDB_MODE", "disabled")
     rows = []
     peers = load()
-    for case in (*cases.cases(peers), *sweeps.cases(peers)):
+    for case in (*cases.cases(peers), *everything.cases(peers), *sweeps.cases(peers)):
         sys.stderr.write(f"{case.name} …\n")
         rows.append(measure(case))
-    sys.stdout.write(markdown(rows) + "\n")
+    sys.stdout.write("\n".join([markdown(rows), "", *map(str, everything.kept(peers))]) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import workbench as wb
 from benchmarks.harness import OURS, Case
 from benchmarks.peers import Peers
 from workbench.attribution.methods.activation_patching import ActivationPatching
+from workbench.attribution.methods.path_patching import PathPatching
 
 METHOD = ActivationPatching(direction="denoising")
 STORY = "When {} and {} went to the store, {} gave a drink to"
@@ -43,6 +44,7 @@ def cases(peers: Peers) -> Iterator[Case]:
     yield _case(peers, "patch all heads, a beginning shared", SHARED, z, ("layer", "head"), heads)
     yield _case(peers, "patch all heads, all but 1 token apart", APART, z, ("layer", "head"), heads)
     yield _case(peers, "patch layer x position", SHARED, pre, ("layer", "pos"), streams)
+    yield _paths(peers, peers.ours.sizes.n_layers * 2 // 3, 3)
 
 
 def _case(
@@ -76,3 +78,50 @@ def _case(
     contestants = {OURS: ours, "transformer-lens": bridge}
     cells = ours().numel()
     return Case(f"{name}, {cells} cells", contestants, check, 1e-4, 1)
+
+
+def _paths(peers: Peers, layer: int, head: int) -> Case:
+    """From one head to the query of every later one; of keys and values the peer has no paths here.
+
+    Both start from the two prompts; the peer then runs the whole model once per path.
+    """
+    from transformer_lens import patching
+
+    words, later = SHARED.on(peers.ours), range(layer + 1, peers.ours.sizes.n_layers)
+    target, foil, sender = words.target[0], words.foil[0], f"blocks.{layer}.attn.hook_z"
+    queries = tuple(f"blocks.{after}.hook_q_input" for after in later)
+    method = PathPatching(receivers=queries, heads=(head,), direction="denoising")
+
+    def metric(logits: Tensor) -> Tensor:
+        return logits[0, -1, target] - logits[0, -1, foil]
+
+    def bridge() -> Tensor:
+        run: Any = peers.bridge.run_with_cache
+        with torch.inference_mode():
+            clean, corrupt = (
+                run(batch.tokens, names_filter=[sender])[1]
+                for batch in (words.clean, words.corrupt)
+            )
+            found = patching.get_act_patch_direct_path(
+                peers.bridge,
+                words.corrupt.tokens,
+                clean,
+                corrupt,
+                metric,
+                layer,
+                head,
+                "q",
+                verbose=False,
+            )
+        return found[layer + 1 :].flatten()
+
+    def ours() -> Tensor:
+        found = method(peers.ours, SHARED, sites=sender)
+        return (found.scores + found.base).flatten()
+
+    def check() -> dict[str, float]:
+        return {"transformer-lens": float((ours() - bridge()).abs().max())}
+
+    contestants = {OURS: ours, "transformer-lens": bridge}
+    paths = len(later) * peers.ours.sizes.n_heads
+    return Case(f"patch paths from a head, {paths} cells", contestants, check, 1e-4, 1)

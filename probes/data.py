@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
+from typing_extensions import override
+
 from workbench.core import options
 from workbench.core.errors import EmptySelectionError, OptionError, ShapeError
 from workbench.core.provenance import digest
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TextData:
     """Texts with a class each, and where they come from; columns may be given as any sequence.
 
@@ -63,6 +65,11 @@ class TextData:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @override
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {label}" for label, count in self.counts().items())
+        return f"TextData({self.name!r}, {len(self)} texts: {counts})"
 
     @property
     def digest(self) -> str:

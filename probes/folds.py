@@ -20,6 +20,8 @@ def folds(
         OptionError: If a class has fewer groups than there are folds.
     """
     most = most_folds(y, groups)
+    if most < 2:
+        raise OptionError("texts", "of 2 groups or more in each class; take more of them", most)
     if not 2 <= n_folds <= most:
         allowed = f"2 to {most}, the number of groups of the rarest class"
         raise OptionError("n_folds", allowed, n_folds)

@@ -2,7 +2,10 @@
 
     load       a name, folder, file or Hugging Face model  ->  a frozen Model
     run        one forward with changes and recordings     ->  a Trace
+    estimate   the memory a run would take, before it runs
     generate   text under a plan, cached or streamed       ->  a Generation or its Pieces
+    gradients  of a metric, at sites; jvp and vjp, of sites by sites
+    sweep      many one-change runs as few batches
     gradients  of a metric, at sites
     sweep      many one-change runs as few batches; a Grid names what varies
     harvest    activations of many texts, in memory; harvest_into streams them into sinks,
@@ -19,7 +22,9 @@ from workbench.core.activation_writer import store_activations, store_size
 from workbench.core.data import Batch, Contrast
 from workbench.core.direction import Direction
 from workbench.core.errors import WorkbenchError
+from workbench.core.estimate import Estimate, estimate
 from workbench.core.generate import Generation, Piece, generate
+from workbench.core.gradients import Tangents, gradients, jvp, vjp
 from workbench.core.grid import Grid
 from workbench.core.harvest import Harvest, harvest, harvest_into
 from workbench.core.interventions import Intervention
@@ -31,7 +36,7 @@ from workbench.core.protocols import Model
 from workbench.core.provenance import package_version
 from workbench.core.reading import Spans
 from workbench.core.result import Result, load_result
-from workbench.core.run import gradients, run
+from workbench.core.run import run
 from workbench.core.sites import Site
 from workbench.core.sweep import sweep
 from workbench.core.sweep_result import SweepResult
@@ -45,6 +50,7 @@ __all__ = [
     "Batch",
     "Contrast",
     "Direction",
+    "Estimate",
     "Generation",
     "Grid",
     "Harvest",
@@ -59,13 +65,16 @@ __all__ = [
     "Site",
     "Spans",
     "SweepResult",
+    "Tangents",
     "Tap",
     "Trace",
     "WorkbenchError",
+    "estimate",
     "generate",
     "gradients",
     "harvest",
     "harvest_into",
+    "jvp",
     "load",
     "load_result",
     "metrics",
@@ -75,4 +84,5 @@ __all__ = [
     "store_activations",
     "store_size",
     "sweep",
+    "vjp",
 ]

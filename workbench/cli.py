@@ -111,7 +111,7 @@ def generate(  # noqa: PLR0913 - the options of a generation
     out.print()
 
 
-@app.command()
+@app.command(help="Show versions, threads, memory and assets; compare the model with transformers.")
 def doctor(model: Model = DEFAULT) -> None:
     """Show versions, threads, memory and assets, and compare the model with transformers.
 
@@ -133,7 +133,7 @@ def doctor(model: Model = DEFAULT) -> None:
         raise typer.Exit(1)
 
 
-@app.command(name="app")
+@app.command(name="app", help="Serve the app in the browser, on this machine only.")
 def serve(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8501,
     model: Model = DEFAULT,
@@ -164,9 +164,11 @@ def _commands(character: str) -> bool:
 def _assets_table() -> Table:
     from workbench.models import assets
 
-    table = Table(
-        "asset", "here", "MB", "licence", "what it is", title="assets", title_justify="left"
-    )
+    table = Table(title="assets", title_justify="left")
+    names = [row.name for row in assets.status()]
+    table.add_column("asset", no_wrap=True, min_width=max(map(len, names)))  # what is to be typed
+    for column in ("here", "MB", "licence", "what it is"):
+        table.add_column(column)
     for row in assets.status():
         known = assets.find_asset(row.name)
         here = "yes" if row.present else "no"

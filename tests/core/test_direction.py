@@ -139,3 +139,17 @@ def test_a_zero_vector_can_be_kept_but_neither_added_nor_erased() -> None:
 def test_what_is_no_vector_is_refused(vector: torch.Tensor) -> None:
     with tiny.unchecked(), pytest.raises(OptionError, match="vector must be one axis of finite"):
         replace(direction(), vector=vector)
+
+
+@pytest.mark.parametrize("name", ["attn.hook_z", "attn.hook_k", "hook_q_input"])
+def test_a_direction_over_all_heads_of_a_site_is_added_and_erased_there(name: str) -> None:
+    model, site = tiny.model(), wb.Site.parse(f"blocks.1.{name}")
+    before = wb.run(model, "abcab", record=[site])[site]
+    vector = tiny.normal(before.shape[-2:].numel(), seed=3)
+    found = replace(direction(), site=site, vector=vector)
+    added = wb.run(model, "abcab", plan=[found.at(2.0, unit="raw")], record=[site])[site]
+    tiny.close((added - before).flatten(-2), 2 * vector.expand(1, 5, -1), 1e-5)
+    erased = wb.run(model, "abcab", plan=[found.erase()], record=[site])[site].flatten(-2)
+    tiny.close(erased @ found.unit_vector, torch.zeros(1, 5), 1e-5)
+    along = (before.flatten(-2) @ found.unit_vector)[..., None] * found.unit_vector
+    tiny.close(erased, before.flatten(-2) - along, 1e-5)

@@ -63,3 +63,12 @@ def test_bare_logits_are_read_at_their_last_column() -> None:
     metric = wb.metrics.logit_difference(contrast).on(MODEL)
     trace = wb.run(MODEL, "abc")
     torch.testing.assert_close(metric(trace.logits), metric(trace))
+
+
+def test_a_metric_shows_itself_in_a_line() -> None:
+    many = wb.Contrast(clean=["ab"] * 300, corrupt=["xb"] * 300, target="c", foil="d")
+    shown = repr(wb.metrics.logit_difference(many))
+    assert shown == (
+        "logit_difference in logits, of Contrast(clean=['ab', …: 300], "
+        "corrupt=['xb', …: 300], target='c', foil='d')"
+    )

@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -367,3 +369,37 @@ def test_tensors_of_another_name_are_not_looked_at(tmp_path: Path) -> None:
         {**TENSORS, "99.operand": torch.tensor([float("nan")])}, tmp_path / "plan.safetensors"
     )
     assert len(Plan.load(tmp_path)) == len(PARTS)
+
+
+# --- packed --------------------------------------------------------------------------------------
+
+
+def test_a_packed_plan_is_read_without_unpacking_it(tmp_path: Path) -> None:
+    folder = PLAN.save(tmp_path / "plan")
+    packed = shutil.make_archive(str(tmp_path / "plan"), "zip", folder)
+    back = Plan.load(packed)
+    assert to_data(back)[0] == JSON
+    assert sorted(tmp_path.iterdir()) == [folder, Path(packed)]
+
+
+def test_what_is_no_packed_plan_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "plan.zip"
+    file.write_bytes(b"PK")
+    with pytest.raises(FormatError, match="holds no plan"):
+        Plan.load(file)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("other.json", "{}")
+    with pytest.raises(FormatError, match=r"holds no plan: .*plan\.json"):
+        Plan.load(file)
+    with pytest.raises(FormatError, match="holds no plan"):
+        Plan.load(tmp_path / "nothing.zip")
+
+
+def test_interventions_and_plans_show_themselves_in_a_line() -> None:
+    shown = repr(PARTS[2])
+    assert shown == (
+        "Intervention(add at blocks.1.hook_resid_post, blocks.2.hook_resid_pre "
+        "(window 1, None), 0.1 gap)"
+    )
+    assert repr(wb.ops.add(torch.ones(D))) == f"add(operand ({D},))"
+    assert len(repr(PLAN)) < 1000

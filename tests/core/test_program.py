@@ -361,3 +361,12 @@ def test_a_key_that_no_text_has_is_an_error() -> None:
     cut = wb.Intervention("blocks.1.attn.hook_pattern", wb.ops.zero(), keys=[6])
     with pytest.raises(EmptySelectionError, match=r"positions \[6\] are beyond the 6 tokens"):
         wb.run(tiny.model(), IDS, plan=[cut])
+
+
+@pytest.mark.parametrize(
+    "options", [{"neurons": [24]}, {"positions": 9}, {"keys": [0]}, {"heads": [0]}]
+)
+def test_strength_0_hides_no_place_that_is_not_there(options: dict[str, Any]) -> None:
+    cut = wb.Intervention(POST, wb.ops.zero(), strength=0.0, **options)
+    with pytest.raises((OptionError, EmptySelectionError)):
+        wb.run(tiny.model(), IDS, plan=[cut])

@@ -75,7 +75,7 @@ def test_a_result_comes_back_whole_and_in_order(tmp_path: Path) -> None:
 
 
 def test_a_result_shows_itself_in_a_line() -> None:
-    told = "Scores(2 layer x 3 pos, in logits, by m on model; residual nan logits)"
+    told = "Scores(2 layer x 3 pos, in logits, by m on model; residual unknown)"
     assert repr(result()) == told
     assert repr(replace(result(), checks=())).endswith("; no checks)")
 

@@ -266,7 +266,7 @@ class Evil:
 def test_a_pickle_that_would_run_code_is_refused_and_does_not(folder: Path) -> None:
     (folder / SINGLE).unlink()
     torch.save({"a": Evil(folder / "ran")}, folder / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="damaged"):
+    with pytest.raises(WeightsError, match="is refused: it holds more than tensors"):
         read_weights(folder)
     assert not (folder / "ran").exists()
 
@@ -307,7 +307,7 @@ def test_a_folder_without_config_or_weights_says_which(folder: Path) -> None:
     with pytest.raises(WeightsError, match=r"expected model.safetensors.*there is config.json"):
         read_folder(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(FormatError, match=r"config\.json does not exist"):
+    with pytest.raises(FormatError, match=r"is no model's folder: it has no config\.json"):
         read_folder(folder)
     with pytest.raises(FormatError, match="is not a folder"):
         read_folder(folder / "nowhere")
@@ -412,3 +412,8 @@ def test_mapping_the_default_model_reads_nothing() -> None:
     total = sum(float(weight.sum()) for weight in weights.values())
     assert total == total
     assert resident() - before < 1.1 * n_bytes  # 1.01 measured
+
+
+def test_a_file_of_weights_is_no_model(folder: Path) -> None:
+    with pytest.raises(FormatError, match="is a file; give the model's folder"):
+        resolve(str(folder / SINGLE))

@@ -115,3 +115,8 @@ def test_no_key_and_no_text_is_in_two_groups(rows: list[tuple[str, str]]) -> Non
     groups = group_numbers(texts, keys)
     for column in (texts, keys):
         assert len(set(zip(column, groups, strict=True))) == len(set(column))
+
+
+def test_data_show_themselves_in_a_line() -> None:
+    data = TextData("letters", ("a", "b", "c"), (0, 1, 1), ("no", "yes"), (0, 1, 2))
+    assert repr(data) == "TextData('letters', 3 texts: 1 no, 2 yes)"

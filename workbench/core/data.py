@@ -1,7 +1,7 @@
 """What goes into a run: prompts as a batch of tokens, and contrasts of two prompts.
 
 Notable: padding is ours, an argument, and never a tokenizer's state; a batch knows the absolute
-position of each token, so padding on either side changes no result.
+position of each token, so padding on either side changes no result by more than rounding.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Literal, SupportsIndex, final
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from typing_extensions import override
 
 from workbench.core.axes import Positions, Real, Tokens
-from workbench.core.errors import AlignmentError, OptionError, PromptError
+from workbench.core.errors import AlignmentError, OptionError, PromptError, ShapeError
 from workbench.core.options import index, iterated
 from workbench.core.place import Place
 
@@ -88,16 +89,28 @@ class Batch:
         return Batch(tokens, real, self.start.repeat(times), self.prompt.repeat(times))
 
 
-def batch_of(model: "Model", prompt: Prompt, *, padding_side: PaddingSide = "right") -> Batch:
+def batch_of(
+    model: "Model",
+    prompt: Prompt,
+    *,
+    padding_side: PaddingSide = "right",
+    attention_mask: Tensor | None = None,
+) -> Batch:
     """Tokens of one prompt or several, padded on one side, checked against the model.
+
+    With `attention_mask`, of zeros and ones in the shape of the ids (batch pos), the tokens at
+    zeros are pads wherever they stand: nobody sees them, and they take no position.
 
     Raises:
         PromptError: If a prompt is empty, beyond the context, or has ids outside the vocabulary.
-        OptionError: If `padding_side` is neither "left" nor "right".
+        OptionError: If `padding_side` is neither "left" nor "right", or the mask is no mask.
+        ShapeError: If the mask does not fit the ids.
     """
     if padding_side not in ("left", "right"):
         raise OptionError("padding_side", "'left' or 'right'", padding_side)
     rows = token_rows(model, prompt)
+    if attention_mask is not None:
+        return _masked(model, rows, attention_mask)
     longest = max(map(len, rows))
     pads = [longest - len(row) for row in rows]
     filled = [
@@ -110,6 +123,21 @@ def batch_of(model: "Model", prompt: Prompt, *, padding_side: PaddingSide = "rig
     missing = torch.tensor(pads, device=model.device)[:, None]
     real = columns >= missing if padding_side == "left" else columns < longest - missing
     return Batch(tokens, real if any(pads) else None, torch.zeros_like(lengths), lengths)
+
+
+def _masked(model: "Model", rows: list[tuple[int, ...]], mask: Tensor) -> Batch:
+    expected = (len(rows), len(rows[0]))
+    if tuple(mask.shape) != expected or any(len(row) != expected[1] for row in rows):
+        lengths = sorted({len(row) for row in rows})
+        got = f"{tuple(mask.shape)} for {len(rows)} rows of {lengths} tokens"
+        raise ShapeError("attention_mask", "the shape of the ids (batch pos)", got)
+    real = mask.to(model.device) == 1
+    if not bool((real | (mask.to(model.device) == 0)).all()):
+        raise OptionError("attention_mask", "made of zeros and ones", mask.unique().tolist())
+    if empty := [row for row, some in enumerate(real.any(1).tolist()) if not some]:
+        raise PromptError(f"attention_mask hides every token of the rows {empty}.")
+    tokens, prompt = torch.tensor(rows, device=model.device), real.sum(1)
+    return Batch(tokens, None if bool(real.all()) else real, torch.zeros_like(prompt), prompt)
 
 
 def token_rows(model: "Model", prompt: Prompt) -> list[tuple[int, ...]]:
@@ -208,7 +236,7 @@ Answer = str | int | Sequence[str] | Sequence[int]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Contrast:
     """A clean and a corrupt prompt that match token by token, with a target and a foil token.
 
@@ -220,6 +248,11 @@ class Contrast:
     corrupt: str | Sequence[str] | Sequence[Sequence[int]]
     target: Answer
     foil: Answer
+
+    @override
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}={_brief(part)}" for name, part in vars(self).items())
+        return f"Contrast({parts})"
 
     def on(self, model: "Model") -> "TokenContrast":
         """The contrast in this model's tokens.
@@ -253,6 +286,13 @@ class TokenContrast:
     corrupt: Batch
     target: tuple[int, ...]
     foil: tuple[int, ...]
+
+
+def _brief(prompts: object) -> str:
+    """The first of several prompts, and how many there are."""
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) > 1:
+        return f"[{prompts[0]!r:.80}, …: {len(prompts)}]"
+    return f"{prompts!r:.120}"
 
 
 def answer_ids(model: "Model", answer: Answer, count: int) -> tuple[int, ...]:

@@ -24,6 +24,8 @@ expected, what came, and what to do next.
     ├─ ConvergenceError       RuntimeError     a fit that did not reach its tolerance
     ├─ NotRecordedError       LookupError      an activation that the run did not record
     ├─ StorageError           OSError          a disk that is full or cannot be written to
+    ├─ MemoryLimitError       MemoryError      a run that would not fit, before it runs
+    ├─ NotPicklableError      TypeError        what refers to a model, which is no data
     ├─ MissingDependencyError ImportError      an optional package that is not installed
     └─ NonFiniteError         ArithmeticError  a value that is not finite, and where
 """
@@ -166,6 +168,14 @@ class ConvergenceError(WorkbenchError, RuntimeError):
 
 class NotRecordedError(WorkbenchError, LookupError):
     """An activation was read that the run did not record."""
+
+
+class MemoryLimitError(WorkbenchError, MemoryError):
+    """A run that would take more memory than there is, refused before it runs."""
+
+
+class NotPicklableError(WorkbenchError, TypeError):
+    """An object that refers to a model, whose weights a pickle would copy."""
 
 
 class MissingDependencyError(WorkbenchError, ImportError):

@@ -18,7 +18,7 @@ Indices = tuple[int, ...] | None
 
 
 @final
-@dataclass(frozen=True, init=False, eq=False)
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class Intervention:
     """One change of a run: `operator` at `sites`, where it acts, and how strongly.
 
@@ -112,6 +112,11 @@ class Intervention:
         )
 
     @override
+    def __repr__(self) -> str:
+        plain = self.label or (self.strength == 1 and self.unit == "raw")
+        return f"Intervention({self}{'' if plain else f', {self.strength:g} {self.unit}'})"
+
+    @override
     def __str__(self) -> str:
         return self.label or f"{self.operator.name} at {', '.join(self.sites)}{_where(self)}"
 
@@ -136,5 +141,14 @@ def _where(intervention: Intervention) -> str:
     }
     parts = [f"{name} {', '.join(map(str, at))}" for name, at in named.items() if at is not None]
     if not isinstance(intervention.positions, Everywhere):
-        parts.append(f"positions {intervention.positions.to_json()}")
+        parts.append(_words(intervention.positions))
     return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _words(scope: Scope) -> str:
+    """A scope as a sentence has it: `positions 3, 5`, `generated`."""
+    data = dict(scope.to_json())
+    kind = str(data.pop("kind"))
+    parts = (part if isinstance(part, list) else [part] for part in data.values())
+    named = ", ".join(str(one) for part in parts for one in part)
+    return f"{kind} {named}".rstrip()

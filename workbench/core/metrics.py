@@ -104,6 +104,10 @@ class Metric(ABC):
     def on(self, model: Model) -> TokenMetric:
         """The same in this model's tokens."""
 
+    @override
+    def __repr__(self) -> str:
+        return f"{self.name} in {self.unit}, of {vars(self)['contrast']!r}"
+
     def __call__(self, run: Trace) -> PerExample:
         """The metric of each example of a run, at its last token.
 
@@ -115,7 +119,7 @@ class Metric(ABC):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogitDifference(Metric):
     """logit[target] - logit[foil]; positive where the model prefers the target."""
 
@@ -137,7 +141,7 @@ class LogitDifference(Metric):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TargetLogit(Metric):
     """logit[target]."""
 
@@ -156,7 +160,7 @@ class TargetLogit(Metric):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TargetLogProbability(Metric):
     """log p(target) over the whole vocabulary."""
 

@@ -51,6 +51,11 @@ class Operator(ABC):
     def tensors(self) -> Tensors:
         """The tensors it was made of."""
 
+    @override
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in vars(self).items())
+        return f"{self.name}({shapes})"
+
 
 @final
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Zero(Operator):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Set(Operator):
     """Replace by a given activation: T(h) = operand."""
 
@@ -95,7 +100,7 @@ class Set(Operator):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mean(Operator):
     """Mean ablation: T(h) = the mean of a data set, `(d)`, `(head d)` or per position."""
 
@@ -116,7 +121,7 @@ class Mean(Operator):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Add(Operator):
     """Add a vector as it is stored: T(h) = h + operand; never normalised in silence."""
 
@@ -158,7 +163,7 @@ class Scale(Operator):
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ProjectOut(Operator):
     """Directional ablation: T(h) = h - QᵀQ(h - center), the rows of Q orthonormal."""
 
@@ -168,9 +173,12 @@ class ProjectOut(Operator):
 
     @override
     def __call__(self, value: Activation, site: Site, place: Place, strength: float) -> Activation:
-        if self.basis.shape[-1] != value.shape[-1]:
-            raise ShapeError(str(site), f"vectors of {value.shape[-1]}", str(self.basis.shape[-1]))
-        basis, center = self.basis.to(value), self.center.to(value)
+        width, basis, center = self.basis.shape[-1], self.basis.to(value), self.center.to(value)
+        if site.axes[-2] == "head" and width == value.shape[-2:].numel():
+            whole = value.flatten(-2)  # of all heads, as a direction has it
+            return value - strength * ((whole - center) @ basis.T @ basis).view_as(value)
+        if width != value.shape[-1]:
+            raise ShapeError(str(site), f"vectors of {value.shape[-1]}", str(width))
         return value - strength * ((value - center) @ basis.T @ basis)
 
     @override
@@ -330,7 +338,7 @@ def aligned(operand: Tensor, value: Tensor, site: Site, place: Place) -> Tensor:
     Raises:
         ShapeError: If it cannot be broadcast to the activation.
     """
-    operand = operand.to(value)
+    operand = _by_head(operand.to(value), value, site)
     if operand.ndim > value.ndim:
         raise ShapeError(str(site), f"at most {value.ndim} axes", str(operand.ndim))
     axis = _position_axis(site)
@@ -345,6 +353,14 @@ def aligned(operand: Tensor, value: Tensor, site: Site, place: Place) -> Tensor:
         unpadded = "one number for all keys, or no pads on the left: keys are columns here"
         raise ShapeError(str(site), unpadded, str(tuple(operand.shape)))
     return operand
+
+
+def _by_head(operand: Tensor, value: Tensor, site: Site) -> Tensor:
+    """A vector over all heads of a site, as directions have it, a head at a time."""
+    if site.axes[-2] != "head" or not operand.ndim or operand.shape[-1] == value.shape[-1]:
+        return operand
+    heads = value.shape[-2:]
+    return operand.unflatten(-1, heads) if operand.shape[-1] == heads.numel() else operand
 
 
 def pure(change: Callable[[Tensor], Tensor], value: Tensor, site: Site) -> Tensor:

@@ -6,6 +6,7 @@ plan runs in a notebook, on the command line and in the browser.
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, final
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from workbench.core.errors import FormatError, OptionError, WorkbenchError
@@ -25,6 +26,7 @@ from workbench.core.store import is_folder, read_text, write_json, write_tensors
 
 FORMAT = "workbench.plan"
 VERSION = 1
+LARGEST = 2**30  # bytes of a packed plan
 
 
 @final
@@ -75,19 +77,18 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Reads a folder that `save` wrote, or its `plan.json`.
+        """Reads a folder that `save` wrote, its `plan.json`, or both of its files in a `.zip`.
 
         Raises:
             FormatError: If a file is missing, truncated or not a plan.
         """
         path = Path(path)
+        if path.suffix == ".zip":
+            text, tensors = _unpacked(path)
+            return from_data(_parsed(path, text), tensors)
         file = path / "plan.json" if is_folder(path) else path
         text = read_text(file)
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:  # ValueError: also a number too long to read
-            raise FormatError(f"{file} is not JSON: {error}.") from None
-        return from_data(data, _read_tensors(file.with_name("plan.safetensors")))
+        return from_data(_parsed(file, text), _read_tensors(file.with_name("plan.safetensors")))
 
 
 Interventions = Plan | Iterable[Intervention]
@@ -246,6 +247,31 @@ def _operands(index: int, names: Iterable[str], stored: Mapping[str, Tensor]) ->
     if strange:
         raise FormatError(f"plan[{index}]: {', '.join(strange)} is not floating point.")
     return found
+
+
+def _parsed(file: Path, text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number too long to read
+        raise FormatError(f"{file} is not JSON: {error}.") from None
+
+
+def _unpacked(file: Path) -> tuple[str, Mapping[str, Tensor]]:
+    """The two files of a packed plan; nothing is written anywhere.
+
+    Raises:
+        FormatError: If it is no such archive, or too large.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            sizes = {one.filename: one.file_size for one in archive.infolist()}
+            if sum(sizes.values()) > LARGEST:
+                raise FormatError(f"{file} would be over {LARGEST:,} bytes, unpacked.")
+            text = archive.read("plan.json").decode()
+            packed = archive.read("plan.safetensors") if "plan.safetensors" in sizes else None
+        return text, {} if packed is None else load(packed)
+    except (zipfile.BadZipFile, SafetensorError, OSError, KeyError, ValueError) as error:
+        raise FormatError(f"{file} holds no plan: {error}. Save or pack it again.") from None
 
 
 def _read_tensors(file: Path) -> Mapping[str, Tensor]:

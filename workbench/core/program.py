@@ -109,7 +109,7 @@ class Program:
         """
         receipts = ledger.receipts()
         for i, (one, receipt) in enumerate(zip(self.plan, receipts, strict=True)):
-            if one.optional or one.size == 0:
+            if one.optional:
                 continue
             reached = prompts if lengths is None else lengths
             missed = (
@@ -121,7 +121,7 @@ class Program:
                     f"plan[{i}], {one}: positions {list(missed)} are beyond the {max(reached)} "
                     "tokens of the run. Mark it optional if that is meant."
                 )
-            if not receipt.acted:
+            if not receipt.acted and one.size != 0:
                 raise NeverActedError(
                     f"plan[{i}], {one}, never acted: {ended}. Mark it optional if that is meant."
                 )
@@ -191,6 +191,12 @@ def check_heads(one: Intervention, site: Site, model: Model) -> None:
     Raises:
         OptionError: If the site has no heads, or not so many.
     """
+    if one.neurons is not None:
+        check_neurons(one.neurons, site, model)
+    if one.keys is not None and site.axes[-1] != "key":
+        raise OptionError(
+            f"keys at {site}", f"left out: its axes are {' '.join(site.axes)}", one.keys
+        )
     if one.heads is None:
         return
     if "head" not in site.axes:
@@ -199,6 +205,20 @@ def check_heads(one: Intervention, site: Site, model: Model) -> None:
     n_heads = model.sizes.n_key_value_heads if site.short in GROUPED else model.sizes.n_heads
     if max(one.heads) >= n_heads:
         raise OptionError(f"heads at {site}", f"below {n_heads}", one.heads)
+
+
+def check_neurons(neurons: tuple[int, ...], site: Site, model: Model) -> None:
+    """Refuses neurons a site does not have.
+
+    Raises:
+        OptionError: If its last axis is no width, or not so wide.
+    """
+    width = vars(model.sizes).get(site.axes[-1])
+    if width is None:
+        axes = " ".join(site.axes)
+        raise OptionError(f"neurons at {site}", f"left out: its axes are {axes}", neurons)
+    if max(neurons) >= width:
+        raise OptionError(f"neurons at {site}", f"below {width}", neurons)
 
 
 @final

@@ -6,6 +6,7 @@ a baseline, an interval, a second method.
 
 import html
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ class Result(ABC):
     @override
     def __repr__(self) -> str:
         size = " x ".join(f"{len(axis.labels)} {axis.name}" for axis in self.axes)
-        checks = "; ".join(f"{c.name} {_shown(c.value)} {c.unit}".rstrip() for c in self.checks)
+        checks = "; ".join(map(_told, self.checks))
         made = f"{self.saved_as}({size}, in {self.unit}, by {self.provenance.method}"
         return f"{made} on {self.provenance.model}; {checks or 'no checks'})"
 
@@ -218,6 +219,12 @@ def grid_table(axes: Sequence[Axis], columns: Mapping[str, Tensor]) -> Table:
         axis.name: [axis.labels[i] for i in where] for axis, where in zip(axes, places, strict=True)
     }
     return Table({**labels, **{name: value.flatten().tolist() for name, value in columns.items()}})
+
+
+def _told(check: Check) -> str:
+    if math.isnan(check.value):
+        return f"{check.name} unknown"
+    return f"{check.name} {_shown(check.value)} {check.unit}".rstrip()
 
 
 def _shown(value: object) -> str:

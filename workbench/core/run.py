@@ -1,12 +1,13 @@
-"""Running a model: one forward with changes and recordings, and gradients at sites.
+"""Running a model: one forward with changes and recordings.
 
 Notable: everything a run needs is made here and dropped at its end; the model is only called.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, final
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -14,26 +15,27 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core.axes import Resid
-from workbench.core.data import Batch, PaddingSide, Prompt, batch_of
+from workbench.core.data import Batch, PaddingSide, Prompt
 from workbench.core.errors import (
-    EmptySelectionError,
     NonFiniteError,
     NotRecordedError,
-    OptionError,
 )
-from workbench.core.metrics import Metric, TokenMetric, read_by
-from workbench.core.modes import forward_only, outside_inference, with_graph
+from workbench.core.estimate import check_fits, estimate_of
+from workbench.core.modes import forward_only, outside_inference
 from workbench.core.operators import pure
-from workbench.core.options import expect, flag, indices
+from workbench.core.options import expect
 from workbench.core.plan import Interventions, as_plan
 from workbench.core.program import Ledger, compile_plan
 from workbench.core.protocols import Model
-from workbench.core.sites import Selector, Site, Sites, select
-from workbench.core.tap import UNTAPPED, Recorder, Tap, chain
+from workbench.core.replay import Replay, Streams
+from workbench.core.request import Columns, Request, Start, as_batch, late_sites, request_of
+from workbench.core.sites import Selector, Site, Sites
+from workbench.core.spill import Spill
+from workbench.core.tap import UNTAPPED, Recorder, Tap, as_it_is, chain
 from workbench.core.trace import Trace
 
 Check = Callable[[], None]
-Columns = Literal["last"] | int | Sequence[int] | None
+NOWHERE = "its scope selects no token"
 
 
 @outside_inference
@@ -47,6 +49,9 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     vocabulary: Sequence[int] | Int[Tensor, " column"] | None = None,
     logits: bool = True,
     padding_side: PaddingSide = "right",
+    attention_mask: Tensor | None = None,
+    start: Start = None,
+    spill: str | Path | None = None,
     tap: Tap = UNTAPPED,
     check: Check | None = None,
 ) -> Trace:
@@ -54,9 +59,18 @@ def run(  # noqa: PLR0913 - the arguments of a forward
 
     Costs one forward of as many blocks as are needed: all of them for logits, with `logits=False`
     those up to the last recorded one. `positions` ("last", or content positions, negative ones
-    from each row's end) and `vocabulary` restrict what is unembedded. `tap` is any tap of
-    your own, called after the plan and before recording; it must not write into what it is given.
-    `check` is called at every site and may raise to cancel.
+    from each row's end) and `vocabulary` restrict what is unembedded. `attention_mask` (batch pos)
+    has 1 at tokens and 0 at pads, wherever these stand.
+
+    `record="all"` offers every site and keeps the stream before each block: reading another site
+    replays one block under the same plan (see `Trace.read`). Where that might give another answer,
+    with a bare function in the plan or a `tap`, every site is recorded as the run goes, as every
+    other selection is, `"*"` too.
+
+    `start` is a block and the stream before it, as the block takes it, before the plan: nothing
+    earlier runs. `spill` names an empty folder in whose files recorded tensors are kept, mapped.
+    `tap` is any tap of your own, called after the plan and before recording; it must not write
+    into what it is given. `check` is called at every site and may raise to cancel.
 
     Raises:
         PromptError: If a prompt is empty, too long, or has unknown ids.
@@ -65,127 +79,79 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         InPlaceEditError: If a bare function or `tap` wrote into an activation.
         NonFiniteError: If the stream stops being finite; names the first site where it does.
         EmptySelectionError: If nothing is asked for.
+        MemoryLimitError: If the run would not fit (see `estimate`); says what would.
+        StorageError: If `spill` cannot be written to.
     """
-    batch = (
-        prompt if isinstance(prompt, Batch) else batch_of(model, prompt, padding_side=padding_side)
-    )
-    wanted = _recorded(record, model)
+    batch = as_batch(model, prompt, padding_side, attention_mask)
     expect("tap", tap, Tap, "a tap: wants(site), and a call with a site and its activation")
-    if not flag("logits", logits) and not wanted:
-        raise EmptySelectionError("Nothing is asked for: record a site or leave out logits=False.")
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
-    ledger, recorder = Ledger(program.plan), Recorder(wanted)
+    asked = request_of(
+        model,
+        batch,
+        program,
+        record=record,
+        positions=positions,
+        vocabulary=vocabulary,
+        logits=logits,
+        start=start,
+        own=tap is not UNTAPPED,
+        late=any(tap.wants(site) for site in late_sites(model)),
+    )
+    check_fits(estimate_of(asked, spilled=spill is not None))
+    keep = as_it_is if spill is None else Spill(spill)
     own = tap if tap is UNTAPPED else Guarded(tap)
-    whole = chain(*_checks(check), program.tap(batch.place, ledger), own, recorder)
-    watched = chain(program.tap(batch.place, Ledger(program.plan)), own, FiniteWatch())
-    columns, columns_of_vocabulary = _columns(positions, batch), _vocabulary(vocabulary, model)
-    tapped_late = any(whole.wants(site) for site in _late(model))
-    stop = None if logits or tapped_late else _stop(wanted)
-    unembedded = None
-    with forward_only():
-        resid = model.layers(model.embed(batch, whole), batch, whole, last=stop)
-        if bad := not_finite(resid):
-            model.layers(model.embed(batch, watched), batch, watched)
-            raise NonFiniteError("the final residual stream", bad, resid.numel())
-        if stop is None:
-            unembedded = unembed_at(model, resid, whole, columns, columns_of_vocabulary)
-        if (
-            unembedded is not None
-            and _may_overflow(model, whole)
-            and (bad := not_finite(unembedded))
-        ):
-            model.unembed(resid, watched)
-            raise NonFiniteError("the logits", bad, unembedded.numel())
+    ledger, streams = Ledger(program.plan), Streams(keep)
+    recorder = Recorder(() if asked.lazy else asked.sites, keep)
+    kept = (streams,) if asked.lazy else ()
+    acting = chain(program.tap(batch.place, ledger), own)
+    resid, unembedded = _forward(asked, chain(*_checks(check), *kept, acting, recorder), own)
+    replay = _replay(asked, streams.with_last(resid, model.sizes.n_layers)) if asked.lazy else None
     return Trace(
         model=model,
         batch=batch,
         plan=program.plan,
-        receipts=program.finish(ledger, batch.prompt.tolist(), _ended(stop)),
-        activations=MappingProxyType(_in_order(recorder, wanted)),
+        receipts=program.finish(ledger, batch.prompt.tolist(), asked.ended),
+        activations=MappingProxyType(
+            dict(replay.kept()) if replay else in_order(recorder.recorded(), asked.sites)
+        ),
         unembedded=unembedded if logits else None,
-        columns=columns,
-        vocabulary=columns_of_vocabulary,
+        columns=asked.columns,
+        vocabulary=asked.vocabulary,
+        replay=replay,
     )
 
 
-@outside_inference
-def gradients(
-    model: Model,
-    prompt: Prompt | Batch,
-    sites: Selector,
-    metric: Metric | TokenMetric,
-    *,
-    plan: Interventions = (),
-) -> dict[Site, Tensor]:
-    """The gradient of the metric, summed over the batch, at each of `sites`.
-
-    In the metric's unit per unit of activation, taken after the plan's changes at the site. Rows
-    do not mix, so each row holds the gradient of its own example. Costs one forward and one
-    backward, by `autograd.grad`: `backward` would add up all threads' gradients in shared
-    parameters.
+def _forward(asked: Request, tap: Tap, own: Tap) -> tuple[Resid, Tensor | None]:
+    """The last stream of the blocks that ran, and what was unembedded of it.
 
     Raises:
-        UnknownNameError: If the model lacks one of `sites`.
-        ShapeError: If the prompts are not the metric's examples.
-        NonFiniteError: If the metric or a gradient is not finite.
+        NonFiniteError: If either is not finite; names the first site where it is not.
     """
-    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
-    wanted, reader = select(sites, model.sites), read_by(metric, model, len(batch.tokens))
-    program = compile_plan(as_plan(plan), model, len(batch.tokens))
-    ledger, leaves = Ledger(program.plan), Leaves(wanted)
-    tap = chain(program.tap(batch.place, ledger), leaves)
-    with with_graph():
-        resid = model.layers(model.embed(batch, tap), batch, tap)
-        values = reader.read(
-            unembed_at(model, resid, tap, batch.last[:, None], reader.vocabulary)[:, 0],
-            torch.arange(len(batch.tokens), device=resid.device),
-        )
-        nodes = leaves.found()
-        slopes = _slopes(values, list(nodes.values()))
-    program.finish(ledger, batch.prompt.tolist(), _ended(None))
-    for where, value in ((reader.name, values), *zip(nodes, slopes, strict=True)):
-        if bad := not_finite(value):
-            raise NonFiniteError(where, bad, value.numel())
-    return dict(zip(nodes, slopes, strict=True))
+    model, batch = asked.model, asked.batch
+    watched = chain(asked.program.tap(batch.place, Ledger(asked.program.plan)), own, FiniteWatch())
+    with forward_only():
+        resid = _through(asked, tap)
+        if bad := not_finite(resid):
+            _through(asked, watched)
+            raise NonFiniteError("the final residual stream", bad, resid.numel())
+        if asked.stop is not None:
+            return resid, None
+        unembedded = unembed_at(model, resid, tap, asked.columns, asked.vocabulary)
+        if _may_overflow(model, tap) and (bad := not_finite(unembedded)):
+            model.unembed(resid, watched)
+            raise NonFiniteError("the logits", bad, unembedded.numel())
+    return resid, unembedded
 
 
-def _slopes(values: Tensor, nodes: list[Tensor]) -> tuple[Tensor, ...]:
-    if not values.requires_grad:  # the plan replaced all that depends on them
-        return tuple(map(torch.zeros_like, nodes))
-    return torch.autograd.grad(values.sum(), nodes, allow_unused=True, materialize_grads=True)
+def _through(asked: Request, tap: Tap) -> Resid:
+    """The stream after the blocks that are needed."""
+    model, batch = asked.model, asked.batch
+    resid = model.embed(batch, tap) if asked.given is None else asked.given
+    return model.layers(resid, batch, tap, first=asked.first, last=asked.stop)
 
 
-@final
-class Leaves(Tap):
-    """Makes the activation at each site a node of the graph, whose gradient can be asked for."""
-
-    def __init__(self, sites: Sites) -> None:
-        self._sites = sites
-        self._nodes: dict[Site, Tensor] = {}
-
-    @override
-    def __call__(self, site: Site, value: Tensor) -> Tensor:
-        if site not in self._sites:
-            return value
-        # A node of its own: two sites may pass one tensor on, the stream and what reads it.
-        node = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
-        self._nodes[site] = node
-        return node
-
-    @override
-    def wants(self, site: Site) -> bool:
-        return site in self._sites
-
-    def found(self) -> dict[Site, Tensor]:
-        """The nodes in the order of the sites asked for.
-
-        Raises:
-            NotRecordedError: If the forward never passed one.
-        """
-        missing = [str(site) for site in self._sites if site not in self._nodes]
-        if missing:
-            raise NotRecordedError(f"The forward never passed {', '.join(missing)}.")
-        return {site: self._nodes[site] for site in self._sites}
+def _replay(asked: Request, streams: tuple[Resid, ...]) -> Replay:
+    return Replay(asked.model, asked.batch, asked.program, asked.sites, asked.first, streams)
 
 
 @final
@@ -252,7 +218,7 @@ def unembed_at(
     Nothing else is unembedded, unless the tap wants a site there: sites have all positions,
     whatever is asked of the logits.
     """
-    if any(tap.wants(site) for site in _late(model)):
+    if any(tap.wants(site) for site in late_sites(model)):
         return pick(model.unembed(resid, tap, vocabulary=vocabulary), columns)
     return model.unembed(pick(resid, columns), tap, vocabulary=vocabulary)
 
@@ -266,63 +232,22 @@ def pick(
     return resid.gather(1, columns[:, :, None].expand(-1, -1, resid.shape[-1]))
 
 
-def _recorded(record: Selector, model: Model) -> Sites:
-    nothing = isinstance(record, Sequence) and not len(record)
-    return () if nothing else select(record, model.sites)
-
-
-def _columns(positions: Columns, batch: Batch) -> Int[Tensor, "batch column"] | None:
-    if positions is None:
-        return None
-    if positions == "last":
-        return batch.last[:, None]
-    if isinstance(positions, str):
-        raise OptionError("positions", "'last', an index or indices", positions)
-    asked = torch.tensor(indices("positions", positions))
-    lengths = batch.lengths[:, None]
-    absolute = torch.where(asked < 0, lengths + asked, asked.expand(len(lengths), -1))
-    if bool(((absolute < 0) | (absolute >= lengths)).any()):
-        raise OptionError("positions", f"below {int(lengths.min())}", asked.tolist())
-    first = batch.last[:, None] + 1 - lengths  # where the content of a row begins
-    return first + absolute
-
-
-def _vocabulary(vocabulary: Sequence[int] | Tensor | None, model: Model) -> Tensor | None:
-    if vocabulary is None:
-        return None
-    ids = indices("vocabulary", vocabulary)
-    if min(ids) < 0 or max(ids) >= model.sizes.d_vocab:
-        raise OptionError("vocabulary", f"token ids in 0…{model.sizes.d_vocab - 1}", list(ids))
-    return torch.tensor(ids, device=model.device)
-
-
 def _may_overflow(model: Model, tap: Tap) -> bool:
     """Whether logits of a finite stream may not be finite: in half precision, or if tapped."""
     half = model.dtype in (torch.float16, torch.bfloat16)
-    return half or any(tap.wants(site) for site in _late(model))
-
-
-def _late(model: Model) -> Sites:
-    """The sites after the blocks."""
-    blocks = [i for i, site in enumerate(model.sites) if site.layer is not None]
-    return model.sites[max(blocks, default=0) + 1 :]
-
-
-def _stop(sites: Sites) -> int:
-    """How many blocks must run for these sites, none of which comes after the blocks."""
-    return max((site.layer for site in sites if site.layer is not None), default=-1) + 1
-
-
-def _ended(stop: int | None) -> str:
-    return "its scope selects no token" if stop is None else f"the run ended before block {stop}"
+    return half or any(tap.wants(site) for site in late_sites(model))
 
 
 def _checks(check: Check | None) -> tuple[Tap, ...]:
     return () if check is None else (Checked(check),)
 
 
-def _in_order(recorder: Recorder, wanted: Sites) -> dict[Site, Tensor]:
-    seen = recorder.recorded()
+def in_order(seen: Mapping[Site, Tensor], wanted: Sites) -> dict[Site, Tensor]:
+    """What was seen, in the order of the sites asked for.
+
+    Raises:
+        NotRecordedError: If the run never passed one.
+    """
     missing = [str(site) for site in wanted if site not in seen]
     if missing:
         raise NotRecordedError(f"The run never passed {', '.join(missing)}.")

@@ -275,7 +275,7 @@ def _ride(
             new = sum(cell.layer == layer for cell in wave)
             joined += new
             batch = part.repeat(joined)
-            held = _held(fixed, range(joined), rows)
+            held = repeated(fixed, range(joined), rows)
             given = compile_plan(held, model, len(batch.tokens)).tap(batch.place, Ledger(held))
             tap = chain(*checks, given, program.tap(batch.place, ledger))
             if layer < 0:
@@ -292,10 +292,10 @@ def _ride(
     return torch.where(reached, values, base.values)
 
 
-def _held(fixed: Plan, cells: range, rows: int) -> Plan:
-    """The plan of every cell, on the rows of those that have joined.
+def repeated(fixed: Plan, cells: range, rows: int) -> Plan:
+    """The plan of a batch of so many rows, on each of several such batches that run as one.
 
-    What of it acts before the block where a cell joins has acted in the base run.
+    Nothing of it need act: what acts before the block where a cell joins has acted in the base run.
     """
     return Plan(
         tuple(

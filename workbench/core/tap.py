@@ -6,7 +6,7 @@ and the tap is an argument of the forward. `wants` lets a model keep its fused k
 site (scores, pattern, a norm's inside, a head's result) is made only when somebody asks for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, final, runtime_checkable
 
 from torch import Tensor
@@ -59,21 +59,30 @@ class Chain(Tap):
         return any(tap.wants(site) for tap in self._taps)
 
 
+Keep = Callable[[str, Tensor], Tensor]  # a name and a tensor to the tensor that is kept
+
+
+def as_it_is(_name: str, value: Tensor) -> Tensor:
+    """Keeps a tensor in memory."""
+    return value
+
+
 @final
 class Recorder(Tap):
     """Keeps a reference to the activation at each of `sites`, as later taps will not see it change.
 
-    No copy is made: a pure forward never writes into what it has produced.
+    No copy is made: a pure forward never writes into what it has produced. `keep` may put it
+    elsewhere.
     """
 
-    def __init__(self, sites: Sites) -> None:
-        self._sites = frozenset(sites)
+    def __init__(self, sites: Sites, keep: Keep = as_it_is) -> None:
+        self._sites, self._keep = frozenset(sites), keep
         self._seen: dict[Site, Tensor] = {}
 
     @override
     def __call__(self, site: Site, value: Tensor) -> Tensor:
         if site in self._sites:
-            self._seen[site] = value
+            self._seen[site] = self._keep(str(site), value)
         return value
 
     @override

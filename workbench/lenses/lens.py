@@ -19,9 +19,10 @@ from workbench.core.plan import Interventions
 from workbench.core.protocols import Model
 from workbench.core.provenance import Provenance, hyper_parameters, provenance
 from workbench.core.registry import discover
+from workbench.core.request import Columns
 from workbench.core.result import Axis, Check, Result, Table
 from workbench.core.run import Check as Cancel
-from workbench.core.run import Columns, run
+from workbench.core.run import run
 from workbench.core.sites import Selector, Site, Sites, select
 
 STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, NoReturn, cast, final
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def resolve(name: str) -> Path:
         UnknownNameError: If it is none of these; names the nearest assets.
         AssetError: If it has to be fetched, and cannot be.
         WeightsError: If a `.gguf` file is damaged.
-        FormatError: If a `.gguf` file's kind of model cannot be converted.
+        FormatError: If a `.gguf` file's kind of model cannot be converted, or it is another file.
     """
     path = _expanded(name)
     if name in ASSETS and ASSETS[name].kind == "model":
@@ -70,8 +70,20 @@ def resolve(name: str) -> Path:
         return path
     if path.suffix == ".gguf" and folder_or_file(path):
         return cached_gguf(path)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not name.endswith(".gguf"):
-        return snapshot(name)
+    if name.endswith(".gguf") or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        _refuse(name, path)
+    return snapshot(name)
+
+
+def _refuse(name: str, path: Path) -> NoReturn:
+    """Says of a name that is none of these what it is instead.
+
+    Raises:
+        FormatError: If it is a file of another kind.
+        UnknownNameError: If it is nothing.
+    """
+    if name and folder_or_file(path):
+        raise FormatError(f"{path} is a file; give the model's folder, or a .gguf file.")
     hint = "Or give a folder, a .gguf file, or a hub id with its owner ('openai-community/gpt2')."
     if name in ASSETS:
         hint = f"It is a data set: probes.datasets.load({name!r})."
@@ -94,6 +106,8 @@ def read_folder(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder; give one with config.json and weights.")
+    if not (folder / "config.json").exists():
+        raise FormatError(f"{folder} is no model's folder: it has no config.json.")
     config = read_table(folder / "config.json")
     optional = folder / "generation_config.json"
     generation = read_table(optional) if optional.exists() else {}
@@ -201,8 +215,15 @@ def read_pickled(file: Path) -> Mapping[str, Tensor]:
     """
     try:
         data: object = _torch_load(file)
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-        raise WeightsError(damage(file, str(error).strip().partition("\n")[0])) from None
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error) and "weights_only" not in str(error).lower():
+            raise WeightsError(damage(file, _first_line(error))) from None
+        raise WeightsError(
+            f"{file} is refused: it holds more than tensors, and code of a file is never run. "
+            "Ask for safetensors."
+        ) from None
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        raise WeightsError(damage(file, _first_line(error))) from None
     if not isinstance(data, dict):
         raise WeightsError(f"{file}: expected a table of tensors, got {type(data).__name__}.")
     table = cast("dict[object, object]", data)
@@ -213,6 +234,10 @@ def read_pickled(file: Path) -> Mapping[str, Tensor]:
             f"{file}: expected only tensors by name; {', '.join(others[:4])} is not."
         )
     return weights
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _torch_load(file: Path) -> object:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from workbench.core.errors import NonFiniteError, OptionError, WeightsError
+from workbench.core.errors import NonFiniteError, OptionError, UnknownNameError, WeightsError
 from workbench.core.operators import FLOATS
 from workbench.core.protocols import Vocabulary
 from workbench.core.store import folder_or_file
@@ -95,6 +95,9 @@ def assemble(
     family_name = config.get("model_type")
     if not isinstance(family_name, str):
         raise OptionError("model_type", f"one of {', '.join(FAMILIES)}", family_name)
+    if family_name not in FAMILIES:
+        hint = "Models of other kinds cannot be loaded yet."
+        raise UnknownNameError("family", family_name, FAMILIES, hint)
     if dtype is not None and dtype not in FLOATS:
         raise OptionError("dtype", f"one of {', '.join(map(str, FLOATS))}", dtype)
     stack = empty(FAMILIES[family_name], Config(family_name, config))

@@ -1,0 +1,384 @@
+"""Derivatives at sites: gradients of a metric, and products of the Jacobian with vectors.
+
+Notable: all of it is reverse mode, by `autograd.grad`. torch keeps the level of forward-mode
+differentiation in the process, so that `torch.func.jvp` in two threads fails; a Jacobian-vector
+product is the derivative of a vector-Jacobian product, which is linear in its vector. Parameters
+take no part, so that nothing is ever added to their `grad`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core.data import Batch, Prompt, batch_of
+from workbench.core.errors import (
+    EmptySelectionError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+)
+from workbench.core.metrics import Metric, TokenMetric, read_by
+from workbench.core.modes import outside_inference, with_graph
+from workbench.core.options import expect, flag
+from workbench.core.plan import Interventions, as_plan
+from workbench.core.program import Ledger, block_of, compile_plan
+from workbench.core.protocols import Model
+from workbench.core.run import in_order, not_finite, pick, unembed_at
+from workbench.core.sites import Selector, Site, Sites, one_site, select
+from workbench.core.tap import Recorder, Tap, chain
+
+# At each site a vector of its activation's shape, or many.
+Vectors = Mapping[Site, Tensor] | Mapping[str, Tensor] | Mapping[str | Site, Tensor]
+Name = Site | str  # a site, or "logits"
+LOGITS = "logits"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Tangents:
+    """How fast a run changes along a direction: at sites, in its logits and in a metric.
+
+    With many directions each tensor has them as its first axis.
+    """
+
+    at: Mapping[Site, Tensor]
+    logits: Float[Tensor, "*direction batch pos d_vocab"] | None
+    metric: Float[Tensor, "*direction batch"] | None
+
+    def __getitem__(self, site: str | Site) -> Tensor:
+        return self.at[one_site(site, tuple(self.at))]
+
+
+@outside_inference
+def gradients(
+    model: Model,
+    prompt: Prompt | Batch,
+    sites: Selector,
+    metric: Metric | TokenMetric,
+    *,
+    plan: Interventions = (),
+) -> dict[Site, Tensor]:
+    """The gradient of the metric, summed over the batch, at each of `sites`.
+
+    In the metric's unit per unit of activation, taken after the plan's changes at the site, and
+    through everything that reads it. Rows do not mix, so each row holds the gradient of its own
+    example. Costs one forward and one backward, by `autograd.grad`: `backward` would add up all
+    threads' gradients in shared parameters.
+
+    Raises:
+        UnknownNameError: If the model lacks one of `sites`.
+        ShapeError: If the prompts are not the metric's examples.
+        NonFiniteError: If the metric or a gradient is not finite.
+    """
+    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    wanted, reader = select(sites, model.sites), read_by(metric, model, len(batch.tokens))
+    with with_graph():
+        graph = _graph(model, batch, plan, wanted, _Ends(reader=reader), twice=False)
+        slopes = _pull([graph.values], [torch.ones_like(graph.values)], graph.inputs)
+    found = dict(zip(wanted, slopes, strict=True))
+    _check_finite({reader.name: graph.values, **found})
+    return found
+
+
+@outside_inference
+def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
+    model: Model,
+    prompt: Prompt | Batch,
+    sites: Selector,
+    cotangents: Vectors | None = None,
+    *,
+    logits: Tensor | None = None,
+    plan: Interventions = (),
+    batched: bool = False,
+) -> dict[Site, Tensor]:
+    """Vector-Jacobian products: cotangents at later sites, pulled back to `sites`.
+
+    What comes back is the gradient, at each of `sites`, of Σ cotangent · activation over all that
+    is given: `cotangents` by site, `logits` for all logits. With `batched` each has an axis of
+    many cotangents before its own, and so has every result. Costs one forward as far as the last
+    cotangent, and one backward per cotangent.
+
+    Raises:
+        UnknownNameError: If the model lacks one of the sites.
+        EmptySelectionError: If no cotangent is given.
+        OptionError: If none of `sites` comes before a cotangent, or a site comes after them all.
+        ShapeError: If a cotangent has not the shape of its activation.
+        NonFiniteError: If a cotangent or a result is not finite.
+    """
+    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    many, wanted = flag("batched", batched), select(sites, model.sites)
+    given = _vectors("cotangents", cotangents or {}, model)
+    at = tuple(site for site in model.sites if site in given)
+    if logits is not None:
+        given[LOGITS] = expect("logits", logits, Tensor, "a tensor")
+    if not given:
+        raise EmptySelectionError("No cotangent is given; name a site, or pass logits=…")
+    _check_order(wanted, tuple(given), model)
+    with with_graph():
+        ends = _Ends(at, logits=logits is not None)
+        graph = _graph(model, batch, plan, wanted, ends, twice=False)
+        vectors = _fitting(given, graph.outputs, many=many)
+        pulled = _pull(list(graph.outputs.values()), vectors, graph.inputs, many=many)
+    found = dict(zip(wanted, pulled, strict=True))
+    _check_finite({**found})
+    return found
+
+
+@outside_inference
+def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they come out
+    model: Model,
+    prompt: Prompt | Batch,
+    tangents: Vectors,
+    record: Selector = (),
+    *,
+    logits: bool = False,
+    metric: Metric | TokenMetric | None = None,
+    plan: Interventions = (),
+    batched: bool = False,
+) -> Tangents:
+    """Jacobian-vector products: how the run changes when tangents are added at sites.
+
+    Exactly d/dε at ε = 0 of the run with ε · tangent added at each of their sites, after the
+    plan's changes there: at the sites in `record` (their own tangent included), in all `logits`,
+    in the `metric` of each example. With `batched` each tangent has an axis of many directions
+    before its own, and so has every result. Attention runs on the plain kernel: the fused one has
+    no second derivative. Costs one forward, one backward and, for each direction, one more of
+    both; a metric alone costs one forward and one backward for all directions together.
+
+    Raises:
+        UnknownNameError: If the model lacks one of the sites.
+        EmptySelectionError: If there is no tangent, or nothing to read it from.
+        OptionError: If a tangent's site comes after all that is read.
+        ShapeError: If a tangent has not the shape of its activation.
+        NonFiniteError: If a tangent or a result is not finite.
+    """
+    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    many, given = flag("batched", batched), _vectors("tangents", tangents, model)
+    reader = None if metric is None else read_by(metric, model, len(batch.tokens))
+    nothing = isinstance(record, Sequence) and not len(record)
+    read = () if nothing else select(record, model.sites)
+    ends = _Ends(read, flag("logits", logits), reader)
+    if not given or not ends.names:
+        raise EmptySelectionError("jvp needs a tangent, and a site, logits or a metric to read.")
+    _check_order(tuple(given), ends.names, model)
+    inputs, further = tuple(s for s in model.sites if s in given), bool(read or logits)
+    with with_graph():
+        graph = _graph(model, batch, plan, inputs, ends, twice=further)
+        vectors = _fitting(given, dict(zip(inputs, graph.inputs, strict=True)), many=many)
+        moved = _moved(graph, vectors, many=many, again=further) if reader else None
+        pushed = _push(graph, vectors, many=many) if further else {}
+    _check_finite({**pushed, "the metric": moved} if moved is not None else pushed)
+    at = {site: pushed[site] for site in read}
+    return Tangents(MappingProxyType(at), pushed.get(LOGITS), moved)
+
+
+@final
+class Leaves(Tap):
+    """Makes the activation at each site a node of the graph, whose gradient can be asked for."""
+
+    def __init__(self, sites: Sites) -> None:
+        self._sites = sites
+        self._nodes: dict[Site, Tensor] = {}
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        if site not in self._sites:
+            return value
+        # A node of its own: two sites may pass one tensor on, the stream and what reads it.
+        node = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+        self._nodes[site] = node
+        return node
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return site in self._sites
+
+    def found(self) -> dict[Site, Tensor]:
+        """The nodes in the order of the sites asked for.
+
+        Raises:
+            NotRecordedError: If the forward never passed one.
+        """
+        return in_order(self._nodes, self._sites)
+
+
+@final
+class Unfused(Tap):
+    """Asks for every pattern, so that attention is made of parts that have all derivatives."""
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        return value
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return site.short == "attn.hook_pattern"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Ends:
+    """What is differentiated: activations, all logits, a metric."""
+
+    sites: Sites = ()
+    logits: bool = False
+    reader: TokenMetric | None = None
+
+    @property
+    def names(self) -> tuple[Name, ...]:
+        """All of them, in forward order."""
+        return (*self.sites, LOGITS) if self.logits or self.reader else self.sites
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """A forward whose graph is kept: where derivatives are asked for, and of what."""
+
+    inputs: list[Tensor]
+    outputs: Mapping[Name, Tensor]
+    values: Tensor  # of the metric; empty without one
+
+
+def _graph(
+    model: Model, batch: Batch, plan: Interventions, inputs: Sites, ends: _Ends, *, twice: bool
+) -> _Graph:
+    """A forward as far as its ends need."""
+    program = compile_plan(as_plan(plan), model, len(batch.tokens))
+    ledger, leaves, recorder = Ledger(program.plan), Leaves(inputs), Recorder(ends.sites)
+    plain = (Unfused(),) if twice else ()
+    tap = chain(program.tap(batch.place, ledger), leaves, recorder, *plain)
+    last = _last(model, ends)
+    resid = model.layers(model.embed(batch, tap), batch, tap, last=last)
+    logits, values = (None, resid[:0, 0, 0]) if last else _read(model, batch, resid, tap, ends)
+    ended = "its scope selects no token" if last is None else f"the run ended before block {last}"
+    nodes = list(leaves.found().values())
+    program.finish(ledger, batch.prompt.tolist(), ended)
+    outputs: dict[Name, Tensor] = {**in_order(recorder.recorded(), ends.sites)}
+    return _Graph(nodes, outputs if logits is None else {**outputs, LOGITS: logits}, values)
+
+
+def _last(model: Model, ends: _Ends) -> int | None:
+    """How many blocks must run; None for all of them and the logits."""
+    blocks = [block_of(site, model) for site in ends.sites]
+    if ends.logits or ends.reader is not None or max(blocks) == model.sizes.n_layers:
+        return None
+    return max(blocks) + 1
+
+
+def _read(
+    model: Model, batch: Batch, resid: Tensor, tap: Tap, ends: _Ends
+) -> tuple[Tensor | None, Tensor]:
+    """All logits, where they are asked for, and the metric of each row."""
+    reader, rows = ends.reader, torch.arange(len(resid), device=resid.device)
+    columns = batch.last[:, None]
+    if ends.logits or reader is None:
+        logits = model.unembed(resid, tap)
+        if reader is None:
+            return logits if ends.logits else None, resid[:0, 0, 0]
+        words = slice(None) if reader.vocabulary is None else reader.vocabulary
+        return logits, reader.read(pick(logits, columns)[:, 0, words], rows)
+    answers = unembed_at(model, resid, tap, columns, reader.vocabulary)[:, 0]
+    return None, reader.read(answers, rows)
+
+
+def _pull(
+    outputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    nodes: Sequence[Tensor],
+    *,
+    many: bool = False,
+    again: bool = False,
+) -> list[Tensor]:
+    """The gradients of Σ cotangent · output; zero where a plan replaced all that depends on it."""
+    live = [i for i, output in enumerate(outputs) if output.requires_grad]
+    if not live:
+        shape = cotangents[0].shape[:1] if many else ()
+        return [node.new_zeros(*shape, *node.shape) for node in nodes]
+    found = torch.autograd.grad(
+        [outputs[i] for i in live],
+        nodes,
+        [cotangents[i] for i in live],
+        allow_unused=True,
+        materialize_grads=True,
+        create_graph=again,
+        is_grads_batched=many,
+    )
+    return list(found)
+
+
+def _push(graph: _Graph, tangents: Sequence[Tensor], *, many: bool) -> dict[Name, Tensor]:
+    """What is pulled back is linear in the cotangents; its derivative by them is what is pushed."""
+    outputs = list(graph.outputs.values())
+    cotangents = [torch.zeros_like(output).requires_grad_() for output in outputs]
+    pulled = _pull(outputs, cotangents, graph.inputs, again=True)
+    pushed = _pull(pulled, tangents, cotangents, many=many)
+    return dict(zip(graph.outputs, pushed, strict=True))
+
+
+def _moved(graph: _Graph, tangents: Sequence[Tensor], *, many: bool, again: bool) -> Tensor:
+    """The metric's change along each direction: rows do not mix, so one backward serves all."""
+    slopes = _pull([graph.values], [torch.ones_like(graph.values)], graph.inputs, again=again)
+    parts = (
+        (slope.detach() * tangent).flatten(2 if many else 1).sum(-1)
+        for slope, tangent in zip(slopes, tangents, strict=True)
+    )
+    return torch.stack(list(parts)).sum(0)
+
+
+def _vectors(option: str, given: Vectors, model: Model) -> dict[Name, Tensor]:
+    """Vectors by site, in forward order, each finite."""
+    expect(option, given, Mapping, "a mapping from sites to tensors")
+    named = {
+        one_site(name, model.sites): expect(f"{option}[{str(name)!r}]", vector, Tensor, "a tensor")
+        for name, vector in given.items()
+    }
+    return {site: named[site] for site in model.sites if site in named}
+
+
+def _fitting(
+    vectors: Mapping[Name, Tensor], at: Mapping[Name, Tensor], *, many: bool
+) -> list[Tensor]:
+    """The vectors, in the order of the activations they stand at.
+
+    Raises:
+        ShapeError: If one is not like its activation, or two have not equally many directions.
+        NonFiniteError: If one is not finite.
+    """
+    leading = next(iter(vectors.values())).shape[:1] if many else ()
+    for name, vector in vectors.items():
+        expected = (*leading, *at[name].shape)
+        if tuple(vector.shape) != expected or not vector.is_floating_point():
+            got = f"{tuple(vector.shape)} of {vector.dtype}"
+            raise ShapeError(f"the vector at {name}", f"{expected} of {at[name].dtype}", got)
+    _check_finite({f"the vector at {name}": vector for name, vector in vectors.items()})
+    return [vectors[name].to(value) for name, value in at.items()]
+
+
+def _check_order(early: Sequence[Name], late: Sequence[Name], model: Model) -> None:
+    """Refuses pairs of which one cannot depend on the other, which would be zero without a word.
+
+    Raises:
+        OptionError: If one of `early` comes after all of `late`, or one of `late` before them all.
+    """
+    order: dict[Name, int] = {site: place for place, site in enumerate(model.sites)}
+    order[LOGITS] = len(order)
+    first, last = min(early, key=order.__getitem__), max(late, key=order.__getitem__)
+    for name in early:
+        if order[name] > order[last]:
+            raise OptionError("sites", f"none after {last}, which cannot depend on it", str(name))
+    for name in late:
+        if order[name] < order[first]:
+            raise OptionError("sites", f"none before {first}, on which it would depend", str(name))
+
+
+def _check_finite(values: Mapping[Name, Tensor]) -> None:
+    for where, value in values.items():
+        if bad := not_finite(value):
+            raise NonFiniteError(where, bad, value.numel())

@@ -1,0 +1,117 @@
+"""What a run of everything keeps, and how the rest is made again when somebody reads it.
+
+Notable: the stream before each block is all that a block needs, as attention looks no further back
+than its own block's input. So a trace of every site costs as much memory as one of the stream, and
+reading a site costs one block. A replay runs under the same plan, and its receipts are dropped:
+they were counted in the run.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import final
+
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core.axes import Resid
+from workbench.core.data import Batch
+from workbench.core.modes import forward_only, outside_inference
+from workbench.core.plan import Plan
+from workbench.core.program import Ledger, Program, block_of
+from workbench.core.protocols import Model
+from workbench.core.sites import Site, Sites
+from workbench.core.tap import Keep, Recorder, Tap, as_it_is, chain
+
+ENTRY, EXIT = "hook_resid_pre", "hook_resid_post"
+
+
+@final
+class Streams(Tap):
+    """Keeps the stream as each block takes it, so it must come before the plan in a chain."""
+
+    def __init__(self, keep: Keep = as_it_is) -> None:
+        self._keep = keep
+        self._kept: list[Resid] = []
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        if site.short == ENTRY:
+            self._kept.append(self._keep(stream_name(site.layer or 0), value))
+        return value
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return False
+
+    def with_last(self, resid: Resid, n_layers: int) -> tuple[Resid, ...]:
+        """The streams before the blocks, and the one after the last of them."""
+        return (*self._kept, self._keep(stream_name(n_layers), resid))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """A run that can be made again, block by block; immutable, so threads may share it."""
+
+    model: Model
+    batch: Batch
+    program: Program
+    sites: Sites
+    first: int
+    streams: tuple[Resid, ...]  # before each block from `first` on, and after the last
+
+    def kept(self) -> Mapping[Site, Tensor]:
+        """The sites whose value is one of the kept streams: nothing has to run for them."""
+        found: dict[Site, Tensor] = {}
+        for site in self.sites:
+            if site.layer is None:
+                continue
+            if site.short == EXIT:
+                found[site] = self.streams[site.layer + 1 - self.first]
+            elif site.short == ENTRY and site not in self.program.by_site:
+                found[site] = self.streams[site.layer - self.first]
+        return found
+
+    def read(self, sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor]]:
+        """The activations at `sites`, in forward order; each block runs once, and is then dropped.
+
+        Costs one block, embedding or unembedding for each of those the sites are in.
+        """
+        for block, some in groupby(sites, key=lambda site: block_of(site, self.model)):
+            yield from self._block(block, tuple(some)).items()
+
+    @outside_inference
+    def _block(self, block: int, sites: Sites) -> Mapping[Site, Tensor]:
+        recorder, ledger = Recorder(sites), Ledger(self.program.plan)
+        tap = chain(self.program.tap(self.batch.place, ledger), recorder)
+        with forward_only():
+            if block < 0:
+                self.model.embed(self.batch, tap)
+            elif block == self.model.sizes.n_layers:
+                self.model.unembed(self.streams[-1], tap)
+            else:
+                resid = self.streams[block - self.first]
+                self.model.layers(resid, self.batch, tap, first=block, last=block + 1)
+        seen = recorder.recorded()
+        return {site: seen[site] for site in sites}
+
+
+def stream_name(layer: int) -> str:
+    """What the stream before a block is called in files."""
+    return f"stream.{layer}"
+
+
+def can_replay(model: Model, plan: Plan) -> bool:
+    """Whether a block can be made again: the plan is data, and blocks begin and end as streams.
+
+    A bare function may answer differently the second time, or count how often it is called.
+    """
+    if not plan.replayable:
+        return False
+    ends: dict[int, list[str]] = {}
+    for site in model.sites:
+        if site.layer is not None:
+            ends.setdefault(site.layer, []).append(site.short)
+    whole = all(names[0] == ENTRY and names[-1] == EXIT for names in ends.values())
+    return whole and len(ends) == model.sizes.n_layers
