@@ -117,7 +117,7 @@ const paint = (root, canvas, out) => {
   const shade = v => 4 * Math.max(0, Math.min(255, Math.round((v - f.low) / span * 255)))
   if (f.tile) tiles(f, g, root.geometry, rgb, shade, root.colours); else cells(f, g, root.geometry, rgb, shade, root.colours, mono)
   axes(f, g, root.geometry, root.colours, mono, font)
-  legend(f, g, root.geometry, rgb, root.colours, font)
+  root.geometry.legend = legend(f, g, { ...root.geometry, W: Math.min(W, width) }, rgb, root.colours, font)
   root.base = new OffscreenCanvas(canvas.width, canvas.height)
   root.base.getContext('2d').drawImage(canvas, 0, 0)
   overlay(root, canvas)
@@ -213,16 +213,19 @@ const axes = (f, g, { left, top, w, h, flat, band }, colours, mono, font) => {
 }
 
 const legend = (f, g, { left, top, h, W, H, w }, rgb, colours, font) => {
-  const y = H - 24, length = Math.min(160, W - left - 60), ticks = f.signed ? [f.low, 0, f.high] : [f.low, f.high]
+  g.font = `${FONT}px ${font}`
+  const room = W - left - g.measureText(f.legend).width - 12
+  const y = H - 24, length = Math.max(48, Math.min(160, room)), ticks = f.signed ? [f.low, 0, f.high] : [f.low, f.high]
   for (let x = 0; x < length; x += 1) { const s = 4 * Math.round(x / (length - 1) * 255); g.fillStyle = `rgb(${rgb[s]},${rgb[s + 1]},${rgb[s + 2]})`; g.fillRect(left + x, y, 1, 8) }
   g.strokeStyle = colours.line; g.lineWidth = 1; g.strokeRect(left - 0.5, y - 0.5, length + 1, 9)
-  g.fillStyle = colours.muted; g.font = `${FONT}px ${font}`; g.textBaseline = 'top'
+  g.fillStyle = colours.muted; g.textBaseline = 'top'
   for (const v of ticks) {
     const x = left + (v - f.low) / ((f.high - f.low) || 1) * length
     g.textAlign = v === f.low ? 'left' : v === f.high ? 'right' : 'center'
     g.fillText(String(+v.toPrecision(2)).replace('-', '−'), x, y + 11)
   }
   g.textAlign = 'left'; g.textBaseline = 'middle'; g.fillText(f.legend, left + length + 8, y + 4)
+  return left + length + 8 + g.measureText(f.legend).width  // where its words end
 }
 
 const overlay = (root, canvas) => {

@@ -22,6 +22,10 @@ CLICK_CELL = """([selector, row, column]) => {
   return [box.left + g.left + (column + 0.5) * g.w, box.top + g.top + (row + 0.5) * g.h]
 }"""
 
+LEGENDS = """() => [...document.querySelectorAll('*')]
+  .map(n => n.shadowRoot?.querySelector('.root')).filter(root => root?.geometry?.legend)
+  .map(root => [root.geometry.legend, root.clientWidth])"""
+
 NAMELESS = """() => {
   const all = root => [...root.querySelectorAll('*')]
     .flatMap(n => n.shadowRoot ? [n, ...all(n.shadowRoot)] : [n])
@@ -62,6 +66,15 @@ def test_a_page_fits_a_telephone(new_tab, name, theme):
     assert tab.page.locator(".st-key-tray").bounding_box()["height"] < 130
     wide = tab.page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
     assert wide <= 390
+
+
+@pytest.mark.asset
+@pytest.mark.parametrize(("name", "count"), [("lens", 1), ("attention", 2)])
+def test_a_colour_bars_words_fit_a_telephone(new_tab, name, count):
+    tab = new_tab("light", (390, 844)).open(name)
+    ends = tab.page.evaluate(LEGENDS)
+    assert len(ends) == count
+    assert all(0 < end <= width for end, width in ends)
 
 
 @pytest.mark.asset
