@@ -68,8 +68,13 @@ def test_plans_that_do_not_fit_are_refused() -> None:
         wb.generate(model, "a", prefill_chunk=0)
     with pytest.raises(OptionError, match="record must be without sites whose keys"):
         wb.generate(model, "a", record="blocks.0.attn.hook_pattern")
-    for name in ("temperature", "top_k", "top_p", "max_new_tokens"):
-        options: dict[str, Any] = {name: [1, 1]}
+    for name, two in (
+        ("temperature", [1.0, 1.0]),
+        ("top_k", [1, 1]),
+        ("top_p", [1.0, 1.0]),
+        ("max_new_tokens", [1, 1]),
+    ):
+        options: dict[str, Any] = {name: two}
         with pytest.raises(OptionError, match=f"{name} must be one value, or 3, one per row"):
             wb.generate(model, PROMPTS, **options)
 
