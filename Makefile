@@ -10,8 +10,8 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
 BIN := .venv/bin
-# One worker a core, with one torch thread each; what a file's tests share is loaded once a worker.
-TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
+# One worker a core, with one torch thread each; a worker that is done takes work from the others.
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal \
 	--cov --cov-report= --cov-fail-under=0
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
@@ -36,7 +36,7 @@ app: $(APP_READY) ## install, pull the default model, serve the app on 127.0.0.1
 	the app starts on the built-in hand-made model. Run 'make app' again to try once more."
 	$(BIN)/workbench app --port $(PORT)
 
-test: $(DEV_READY) chromium assets lint types core contracts rest browser docs ## the gate
+test: $(DEV_READY) chromium assets lint types core contracts rest browser ## the gate
 	@echo "The gate has passed."
 
 lint: $(DEV_READY) ## format, lint, imports, spelling, dependencies
@@ -56,15 +56,14 @@ core: $(DEV_READY) ## the tests of the core
 contracts: $(DEV_READY) ## what every extension keeps to
 	$(TEST) --cov-append tests/contracts
 
-rest: $(DEV_READY) ## all other tests and the doctests, then coverage
-	$(TEST) --cov-append --ignore tests/core --ignore tests/contracts \
-		--ignore tests/browser --ignore tests/test_docs.py
+rest: $(DEV_READY) ## all other tests, doctests and the documents' snippets, then coverage
+	$(TEST) --cov-append --ignore tests/core --ignore tests/contracts --ignore tests/browser
 	$(BIN)/coverage report
 
 browser: $(DEV_READY) ## the app in headless Chromium
 	$(BIN)/python -m pytest tests/browser
 
-docs: $(DEV_READY) ## run every snippet of the documents
+docs: $(DEV_READY) ## run every snippet of the documents, alone
 	$(BIN)/python -m pytest tests/test_docs.py
 
 format: $(DEV_READY) ## format, and mend what ruff can mend
