@@ -53,6 +53,36 @@ def test_a_plan_counts_the_tokens_that_are_not_masked() -> None:
     assert zero[0].tolist() == [False, False, False, False, True, False]
 
 
+@pytest.mark.parametrize("positions", [0, 2, -1, [1, 3]])
+def test_logits_are_read_at_content_positions(positions: Any) -> None:
+    model = tiny.model(dtype=torch.float64)
+    some = wb.run(model, IDS, attention_mask=MASK, positions=positions).logits
+    for row, ids in enumerate(([1, 2, 3, 4], IDS[1].tolist())):
+        tiny.close(some[row], wb.run(model, [ids], positions=positions).logits[0])
+
+
+def test_keys_are_content_positions_between_pads_too() -> None:
+    model, site = tiny.model(dtype=torch.float64), "blocks.1.attn.hook_pattern"
+    cuts = [wb.Intervention(site, wb.ops.zero(), positions=-1, keys=key) for key in (0, 1, 2)]
+    alone = [wb.run(model, [[1, 2, 3, 4]], plan=[cut]).answer_logits[0] for cut in cuts]
+    for cut, expected in zip(cuts, alone, strict=True):
+        masked = wb.run(model, IDS, plan=[cut], attention_mask=MASK)
+        tiny.close(masked.answer_logits[0], expected)
+    contrast = wb.Contrast([[1, 2, 3, 4], [5, 6, 7, 8]], [[1, 2, 9, 4], [5, 6, 9, 8]], 3, 7)
+    metric = wb.metrics.logit(contrast)
+    swept = wb.sweep(model, batch_of(model, IDS, attention_mask=MASK), cuts, metric)
+    tiny.close(swept.changed[:, 0], torch.stack(alone)[:, 3])
+    fixed = wb.sweep(
+        model,
+        batch_of(model, IDS, attention_mask=MASK),
+        [wb.Intervention("blocks.2.hook_resid_pre", wb.ops.scale(0.5), positions=-1)],
+        metric,
+        plan=cuts[:1],
+    )
+    assert fixed.checks[-1].name == "residual"
+    assert fixed.checks[-1].value < 1e-10
+
+
 def test_the_estimate_takes_it_too() -> None:
     told = wb.estimate(tiny.model(), IDS, attention_mask=MASK)
     assert told.logits == IDS.numel() * 258 * 4

@@ -54,7 +54,9 @@ def _along(axis: str, indices: tuple[int, ...], site: Site, value: Tensor, optio
 
 
 def key_mask(indices: tuple[int, ...], place: Place, site: Site, value: Tensor) -> Tensor:
-    """The columns of these keys, which stand one after another from each row's first on.
+    """The columns of these keys: at their own positions, where they are all of this pass.
+
+    Those of earlier passes stand one after another, from each row's first on.
 
     Raises:
         OptionError: If the site has no keys.
@@ -63,9 +65,13 @@ def key_mask(indices: tuple[int, ...], place: Place, site: Site, value: Tensor) 
         axes = " ".join(site.axes)
         raise OptionError(f"keys at {site}", f"left out: its axes are {axes}", indices)
     n_keys, width = value.shape[-1], place.positions.shape[1]
+    wanted = torch.tensor(indices, device=value.device)
+    if n_keys == width:
+        found = torch.isin(place.positions, wanted)
+        return (found if place.real is None else found & place.real)[:, None, None]
     columns = torch.arange(width, device=value.device)
     real = torch.ones_like(place.positions, dtype=torch.bool) if place.real is None else place.real
     at = torch.where(real, columns, -1).argmax(1, keepdim=True)  # any token of the row will do
     first = n_keys - width + at - place.positions.gather(1, at)
     keys = torch.arange(n_keys, device=value.device) - first
-    return torch.isin(keys, torch.tensor(indices, device=value.device))[:, None, None]
+    return torch.isin(keys, wanted)[:, None, None]

@@ -172,8 +172,10 @@ def _columns(positions: Columns, batch: Batch) -> Int[Tensor, "batch column"] | 
     absolute = torch.where(asked < 0, lengths + asked, asked.expand(len(lengths), -1))
     if bool(((absolute < 0) | (absolute >= lengths)).any()):
         raise OptionError("positions", f"below {int(lengths.min())}", asked.tolist())
-    first = batch.last[:, None] + 1 - lengths  # where the content of a row begins
-    return first + absolute
+    here = batch.positions[:, None] == absolute[:, :, None]  # batch asked pos
+    if batch.real is not None:  # pads may stand anywhere, and have their neighbour's position
+        here = here & batch.real[:, None]
+    return here.int().argmax(2)
 
 
 def _vocabulary(vocabulary: Sequence[int] | Tensor | None, model: Model) -> Tensor | None:

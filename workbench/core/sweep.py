@@ -76,10 +76,7 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how it may b
     batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
     reader, fixed = read_by(metric, model, len(batch.tokens)), as_plan(plan)
     made = _cells(cells, model, batch, source, fixed, reader)
-    found = [
-        cell_of(index, one, model, batch, whole=not fixed.replayable)
-        for index, one in enumerate(made.plans)
-    ]
+    found = [cell_of(index, one, model, batch, fixed) for index, one in enumerate(made.plans)]
     base = _base(model, batch, fixed, reader, found)
     values = base.values.repeat(len(found), 1)
     moving = [cell for cell in found if cell.column is not None]

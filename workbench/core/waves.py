@@ -33,8 +33,11 @@ class Cell:
     column: int | None  # the first column it changes; None where it may change nothing and does
 
 
-def cell_of(index: int, plan: Plan, model: Model, batch: Batch, *, whole: bool) -> Cell:
-    """Where a cell's run begins; at the first column if the run must be `whole`.
+def cell_of(index: int, plan: Plan, model: Model, batch: Batch, fixed: Plan) -> Cell:
+    """Where the run of a cell begins, under a `fixed` plan.
+
+    At the first column where a bare function may look at all of them, and where keys are named
+    among pads: which column has which key is known in a whole pass only.
 
     Raises:
         UnknownNameError: If a site is not one of the model's.
@@ -50,7 +53,9 @@ def cell_of(index: int, plan: Plan, model: Model, batch: Batch, *, whole: bool) 
     if not found:
         optional = all(one.optional or one.size == 0 for one in plan)
         return Cell(index, plan, -1, None if optional else 0)
-    alike = model.causal and plan.replayable and not whole
+    both = plan + fixed
+    keyed = batch.real is not None and any(one.keys is not None for one in both)
+    alike = model.causal and both.replayable and not keyed
     return Cell(index, plan, program.first_block(model), min(found) if alike else 0)
 
 
