@@ -18,7 +18,8 @@ from workbench.core.errors import (
     OptionError,
     ShapeError,
 )
-from workbench.core.operators import Operator, aligned, check_like, operator_from
+from workbench.core.operands import aligned, check_like
+from workbench.core.operators import Operator, operator_from
 from workbench.core.sites import Site
 
 POST, Z = Site("blocks.{}.hook_resid_post", 1), Site("blocks.{}.attn.hook_z", 1)

@@ -18,7 +18,8 @@ from workbench.core.banks import Bank, Part, Selected, parts_of
 from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
 from workbench.core.interventions import Intervention
 from workbench.core.masks import key_mask, mask_of, scheduled
-from workbench.core.operators import Function, check_like
+from workbench.core.operands import check_like
+from workbench.core.operators import Function
 from workbench.core.phrases import bound
 from workbench.core.plan import Plan
 from workbench.core.protocols import Model

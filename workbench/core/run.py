@@ -22,7 +22,7 @@ from workbench.core.errors import (
 )
 from workbench.core.estimate import check_fits, estimate_of
 from workbench.core.modes import forward_only, outside_inference
-from workbench.core.operators import pure
+from workbench.core.operands import pure
 from workbench.core.options import expect
 from workbench.core.plan import Interventions, as_plan
 from workbench.core.program import Ledger, compile_plan

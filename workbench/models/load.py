@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import NonFiniteError, OptionError, UnknownNameError, WeightsError
-from workbench.core.operators import FLOATS
+from workbench.core.operands import FLOATS
 from workbench.core.protocols import Vocabulary
 from workbench.core.store import folder_or_file
 from workbench.models.checkpoint import read_folder, resolve

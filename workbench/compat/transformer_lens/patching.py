@@ -41,7 +41,7 @@ from workbench.compat.transformer_lens._setters import (
 )
 from workbench.compat.transformer_lens.names import get_act_name
 from workbench.core.errors import OptionError, UnknownNameError
-from workbench.core.operators import check_like
+from workbench.core.operands import check_like
 from workbench.core.sites import Site, one_site
 
 __all__ = [

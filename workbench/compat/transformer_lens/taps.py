@@ -16,7 +16,7 @@ from typing_extensions import override
 from workbench.compat.transformer_lens.hooks import Here, Registered
 from workbench.core.axes import HEAD_INPUTS, READ_NORM
 from workbench.core.errors import NeverActedError, NotRecordedError, OptionError
-from workbench.core.operators import check_like
+from workbench.core.operands import check_like
 from workbench.core.sites import Site, Sites
 from workbench.core.tap import Tap
 
