@@ -25,3 +25,14 @@ const changed = (root, data) => {
   root.signature = signature
   return true
 }
+// A click in the menu drops the query, and the app writes it again. That must be one entry of the history:
+// Back to an address without a query would have it written once more, as a new entry, and never get further.
+if (!history.pushState.ofWorkbench) {
+  const push = history.pushState.bind(history)
+  history.pushState = (state, title, address) => {
+    const to = new URL(address ?? location.href, location.href)
+    const completes = !location.search && to.search && to.pathname === location.pathname
+    return completes ? history.replaceState(state, title, address) : push(state, title, address)
+  }
+  history.pushState.ofWorkbench = true
+}

@@ -134,7 +134,6 @@ def test_back_undoes_the_first_pick_and_the_menu_none(tab):
     tab.settle("lens")
     assert "after position 3" in tab.page.locator(".bar .how").inner_text()
     tab.page.go_back()
-    tab.page.wait_for_timeout(1000)  # a second Back while the first is under way is undone by it
     tab.settle("overview")
     tab.page.go_back()
     tab.settle("overview")

@@ -29,7 +29,6 @@ def visit(tab: Tab, name: str) -> None:
 
 def back(tab: Tab, name: str) -> None:
     tab.page.go_back()
-    tab.page.wait_for_timeout(1000)  # a second Back while the first is under way is undone by it
     tab.settle(name)
 
 
@@ -134,3 +133,23 @@ def test_the_fields_follow_another_model_that_reads_the_same_prompt(tab):
     tab.settle("overview")
     assert fields(tab) == ("fbhadgecfbhad", "", "a")
     assert "smollm2" in tab.page.locator(".st-key-model-slot button").inner_text()
+
+
+def test_a_query_that_completes_an_address_is_no_entry_of_its_own(tab):
+    tab.open("overview", LETTERS)
+    first = tab.page.evaluate("history.length")
+    entries = []
+    for address in ("/lens", "/lens?m=induction", "/lens?m=induction&pos=1", "/steer?pos=1"):
+        tab.page.evaluate("address => history.pushState({}, '', address)", address)
+        entries.append(tab.page.evaluate("history.length") - first)
+        assert tab.page.url.endswith(address)
+    assert entries == [1, 1, 2, 3]  # Back to a bare address would write it again, and never pass
+
+
+def test_back_passes_a_click_in_the_menu(new_tab):
+    tab = new_tab().open("lens", LETTERS)
+    before = tab.page.evaluate("history.length")
+    visit(tab, "overview")
+    assert tab.page.evaluate("history.length") == before + 1
+    back(tab, "lens")
+    assert fields(tab) == WRITTEN
