@@ -86,8 +86,8 @@ lengths: $(DEV_READY) ## what is longer than we aim for; a question, not a failu
 bench: $(DEV_READY) ## time the workbench beside its peers
 	$(BIN)/python -m benchmarks
 
-shots: $(DEV_READY) chromium ## screenshots of every page, light and dark
-	$(BIN)/python -m app.tools.screenshots
+shots: $(DEV_READY) chromium ## screenshots of every page, light and dark, in build/screenshots
+	$(BIN)/python -m app.tools.screenshots build/screenshots
 
 constraints: ## pin what is installed now; run it where the gate has passed
 	@sed -n '/^#/p' constraints.txt > constraints.tmp

@@ -7,8 +7,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
+import typer
 from playwright.sync_api import Browser, sync_playwright
 
 from app.process import pages
@@ -71,6 +72,18 @@ def _shoot(
     context.close()
 
 
-if __name__ == "__main__":
-    for file in take(Path(sys.argv[1]), sys.argv[2:]):
+def main(folder: Path, names: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Saves pictures of every page, or of those named, to a folder.
+
+    Raises:
+        BadParameter: If there is no such page.
+    """
+    strange = sorted(set(names or ()) - set(pages()))
+    if strange:
+        raise typer.BadParameter(f"no page {strange[0]}; one of {', '.join(pages())}")
+    for file in take(folder, names or ()):
         sys.stdout.write(f"{file}\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

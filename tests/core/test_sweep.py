@@ -88,6 +88,7 @@ def test_cells_that_start_at_one_block_share_batches(model: wb.Model) -> None:
 
 
 SCOPES = [None, "prompt", 0, 3, -1, [2, 4], slice(1, 3), slice(-2, None), [13]]
+SAID = [wb.scopes.after("at"), wb.scopes.tokens([98]), wb.scopes.every(2), wb.scopes.until("b")]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -101,7 +102,7 @@ def test_every_scope_and_place_equals_one_run_per_cell(
     width = model.sizes.d_head
     swept = [
         wb.Intervention(site, operator, positions=scope, optional=True)
-        for scope in SCOPES
+        for scope in (*SCOPES, *SAID)
         for site, operator in (
             ("hook_embed", wb.ops.scale(0.5)),
             ("blocks.0.hook_resid_pre", wb.ops.set(by_position)),
