@@ -61,7 +61,7 @@ rest: $(DEV_READY) ## all other tests, doctests and the documents' snippets, the
 	$(BIN)/coverage report
 
 browser: $(DEV_READY) ## the app in headless Chromium
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/browser
 
 docs: $(DEV_READY) ## run every snippet of the documents, alone
 	$(BIN)/python -m pytest tests/test_docs.py
