@@ -26,7 +26,7 @@ LOADERS = {
 import workbench as wb
 model = wb.load({model!r})
 took = time.perf_counter() - start
-weights = sum(p.numel() * p.element_size() for p in model.stack.parameters())
+weights = sum({{p.data_ptr(): p.nbytes for p in model.stack.parameters()}}.values())
 wb.run(model, "The capital of France is")
 """,
     "transformers": """
@@ -36,7 +36,7 @@ folder = str(resolve({model!r}))
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 took = time.perf_counter() - start
-weights = sum(p.numel() * p.element_size() for p in model.parameters())
+weights = sum({{p.data_ptr(): p.nbytes for p in model.parameters()}}.values())
 with torch.inference_mode():
     model(**tokenizer("The capital of France is", return_tensors="pt"))
 """,

@@ -60,6 +60,16 @@ class Ledger:
         self._tokens[index].append(tokens)
         self._squares[index].append(squares)
 
+    def note_all(
+        self, indices: Sequence[int], counts: Sequence[int], squares: Sequence[float]
+    ) -> None:
+        """Adds an act of several interventions; `squares` are of one token each."""
+        for index, count, square in zip(indices, counts, squares, strict=True):
+            if count:
+                self._acted[index] += 1
+                self._tokens[index].append(count)
+                self._squares[index].append(count * square)
+
     def absorb(self, other: "Ledger", indices: Sequence[int], times: int) -> None:
         """Adds the account of one row for `times` rows; `indices` are its plan's places in ours."""
         for index, (acted, tokens, squares) in zip(indices, other.totals(), strict=True):
@@ -258,7 +268,10 @@ class PlanTap(Tap):
 
     @override
     def __call__(self, site: Site, value: Tensor) -> Tensor:
-        for part in self._parts.get(site, ()):
+        parts = self._parts.get(site)
+        if parts is None:  # most sites, hundreds of times a pass
+            return value
+        for part in parts:
             value = (
                 self._act(part, site, value) if isinstance(part, int) else self._add(part, value)
             )
@@ -286,14 +299,13 @@ class PlanTap(Tap):
         return value.index_copy(0, rows, changed)
 
     def _add(self, bank: Bank, value: Tensor) -> Tensor:
-        if bank.indices not in self._banks:
-            self._banks[bank.indices] = self._chosen(bank.indices)
-        chosen, counts = self._banks[bank.indices]
+        selected = self._banks.get(bank.indices)
+        if selected is None:
+            selected = self._banks[bank.indices] = self._chosen(bank.indices)
+        chosen, counts = selected
         if not any(counts):
             return value
-        for index, count, square in zip(bank.indices, counts, bank.squares, strict=True):
-            if count:
-                self._ledger.note(index, count, count * square)
+        self._ledger.note_all(bank.indices, counts, bank.squares)
         return bank.add(value, chosen)
 
     def _chosen(self, indices: tuple[int, ...]) -> Selected:
