@@ -1,8 +1,9 @@
 """Loading from the cache: seconds after `import torch`, imports counted, and peak memory.
 
-`python -m benchmarks.loading`. Each turn is a process of its own, since imports are paid once a
-process; contestants take turns. Memory is what the process holds at most beyond what torch takes,
-over the bytes of the weights; a mapped weight counts once it has been read, so one forward is run.
+Each turn is a process of its own, since imports are paid once a process; contestants take turns,
+and the first turn, which may have to read the files from disk, is not counted. Memory is what the
+process holds at most beyond what torch takes, over the bytes of the weights; a mapped weight counts
+once it has been read, so one forward is run.
 """
 
 import json
@@ -10,9 +11,11 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 
-from benchmarks.harness import OURS, machine
+from benchmarks.harness import OURS
 from benchmarks.peers import MODEL
+from benchmarks.table import head, line
 
 TURNS = 5
 BEGIN = """
@@ -27,14 +30,13 @@ import workbench as wb
 model = wb.load({model!r})
 took = time.perf_counter() - start
 weights = sum(p.numel() * p.element_size() for p in model.stack.parameters())
-wb.run(model, "The capital of France is")
+with torch.inference_mode():
+    wb.run(model, "The capital of France is")
 """,
     "transformers": """
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from workbench.models.checkpoint import resolve
-folder = str(resolve({model!r}))
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.float32).eval()
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
 took = time.perf_counter() - start
 weights = sum(p.numel() * p.element_size() for p in model.parameters())
 with torch.inference_mode():
@@ -44,26 +46,30 @@ with torch.inference_mode():
 END = "\nprint(json.dumps([took, (peak() - before) / weights]))\n"
 
 
+def table(most: int | None = None) -> Iterator[str]:
+    """Seconds and memory of each."""
+    turns = TURNS if most is None else min(TURNS, most)
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in LOADERS}
+    for turn in range(turns + 1):
+        for name in LOADERS if turn % 2 else reversed(LOADERS):
+            taken[name].append(once(name))
+    yield from head(("load from the cache", "seconds", "peak memory / weights"))
+    for name, measured in taken.items():
+        took, memory = (statistics.median(column) for column in zip(*measured[1:], strict=True))
+        yield line(name, f"{took:.2f}", f"{memory:.2f}")
+    yield ""
+    yield f"Medians of {turns} processes each."
+    yield ""
+
+
 def once(name: str) -> tuple[float, float]:
     """Seconds, and peak memory over the weights, in a fresh process."""
-    script = BEGIN + LOADERS[name].format(model=MODEL) + END
+    from workbench.models.checkpoint import resolve
+
+    script = BEGIN + LOADERS[name].format(model=MODEL, folder=str(resolve(MODEL))) + END
     quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     made = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, env=quiet
     )
     took, memory = json.loads(made.stdout.splitlines()[-1])
     return took, memory
-
-
-def main() -> None:
-    """Prints the table."""
-    turns = {name: [once(name) for _ in range(TURNS + 1)][1:] for name in LOADERS}
-    lines = ["| load from the cache | seconds | peak memory / weights |", "|---|---|---|"]
-    for name, measured in turns.items():
-        took, memory = (statistics.median(column) for column in zip(*measured, strict=True))
-        lines.append(f"| {name} | {took:.2f} | {memory:.2f} |")
-    sys.stdout.write("\n".join([*lines, "", f"{machine()}; medians of {TURNS} processes."]) + "\n")
-
-
-if __name__ == "__main__":
-    main()
