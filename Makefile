@@ -85,7 +85,7 @@ lengths: $(DEV_READY) ## what is longer than we aim for; a question, not a failu
 	$(BIN)/python -m tests.lengths
 
 bench: $(BENCH_READY) ## time the workbench beside its peers (GROUPS="forward sweeps" for some)
-	$(BIN)/python -m benchmarks $(GROUPS)
+	TQDM_DISABLE=1 $(BIN)/python -m benchmarks $(GROUPS)
 
 shots: $(DEV_READY) chromium ## screenshots of every page, light and dark, in build/screenshots
 	$(BIN)/python -m app.tools.screenshots build/screenshots

@@ -49,7 +49,7 @@ def main(
     turns: Annotated[int | None, typer.Option(min=1, help="At most so many a case.")] = None,
 ) -> None:
     """Times the workbench beside its peers, on the same weights; every line as it is measured."""
-    os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TQDM_DISABLE="1")
+    os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
     failed: list[str] = []
     say(f"{table.machine()} Load before: {table.busy()}.")
     for group in groups or list(Group):
