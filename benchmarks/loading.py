@@ -1,5 +1,8 @@
 """Loading from the cache: seconds after `import torch`, imports counted, and peak memory.
 
+Whoever maps the weights reads them in the first forward; so the time to the first logits is told
+too, whose forward is the same for both.
+
 Each turn is a process of its own, since imports are paid once a process; contestants take turns,
 and the first turn, which may have to read the files from disk, is not counted. Memory is what the
 process holds at most beyond what torch takes, over the bytes of the weights; a mapped weight counts
@@ -35,6 +38,7 @@ took = time.perf_counter() - start
 weights = sum(p.numel() * p.element_size() for p in model.stack.parameters())
 with torch.inference_mode():
     wb.run(model, "The capital of France is")
+answered = time.perf_counter() - start
 """,
     "transformers": """
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,29 +48,31 @@ took = time.perf_counter() - start
 weights = sum(p.numel() * p.element_size() for p in model.parameters())
 with torch.inference_mode():
     model(**tokenizer("The capital of France is", return_tensors="pt"))
+answered = time.perf_counter() - start
 """,
 }
-END = "\nprint(json.dumps([took, (peak() - before) / weights]))\n"
+END = "\nprint(json.dumps([took, answered, (peak() - before) / weights]))\n"
 
 
 def table(most: int | None = None) -> Iterator[str]:
     """Seconds and memory of each."""
     turns = TURNS if most is None else min(TURNS, most)
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in LOADERS}
+    taken: dict[str, list[list[float]]] = {name: [] for name in LOADERS}
     for turn in range(turns + 1):
         for name in LOADERS if turn % 2 else reversed(LOADERS):
             taken[name].append(once(name))
-    yield from head(("load from the cache", "seconds", "peak memory / weights"))
+    titles = ("load from the cache", "seconds", "to the first logits", "peak memory / weights")
+    yield from head(titles)
     for name, measured in taken.items():
-        took, memory = (statistics.median(column) for column in zip(*measured[1:], strict=True))
-        yield line(name, f"{took:.2f}", f"{memory:.2f}")
+        medians = (statistics.median(column) for column in zip(*measured[1:], strict=True))
+        yield line(name, *(f"{median:.2f}" for median in medians))
     yield ""
     yield f"Medians of {turns} processes each."
     yield ""
 
 
-def once(name: str) -> tuple[float, float]:
-    """Seconds, and peak memory over the weights, in a fresh process."""
+def once(name: str) -> list[float]:
+    """Seconds to load, seconds to logits, and peak memory over the weights, in a fresh process."""
     from workbench.models.checkpoint import resolve
 
     script = BEGIN + LOADERS[name].format(model=MODEL, folder=str(resolve(MODEL))) + END
@@ -74,5 +80,4 @@ def once(name: str) -> tuple[float, float]:
     made = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True, env=quiet
     )
-    took, memory = json.loads(made.stdout.splitlines()[-1])
-    return took, memory
+    return json.loads(made.stdout.splitlines()[-1])
