@@ -136,6 +136,7 @@ def bridged(peers: Peers, batch: Batch, stop: int) -> Tensor:
             attention_mask=mask(batch),
             names_filter=[site(peers)],
             stop_at_layer=stop,
+            use_cache=False,
         )
     return cache[site(peers)]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.__main__ import CASES, Group
 from benchmarks.growth import Growing
 from benchmarks.growth import lines as grown
 from benchmarks.harness import OURS, Case, Ratio, Row, UnequalError, each, measure
@@ -95,3 +96,7 @@ def test_growth_is_of_the_first_and_may_lack_a_peer() -> None:
     ours, peer = grown(one, [row(1.0, peer=2.0), row(1.5, peer=5.0), row(4.0)])
     assert ours.endswith("| 1000.0 | 1500.0 | 4000.0 | **1.50** | **4.00** |")
     assert peer.endswith("| 2000.0 | 5000.0 |  | **2.50** |  |")
+
+
+def test_every_group_can_be_run() -> None:
+    assert set(Group) - set(CASES) == {Group.LOADING, Group.GROWTH}  # which have their own tables
