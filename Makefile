@@ -18,6 +18,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --e
 # A stamp is younger than the two files that say what is installed, so a second start installs nothing.
 APP_READY := .venv/.ready-app
 DEV_READY := .venv/.ready-dev
+BENCH_READY := .venv/.ready-bench
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Waiting threads sleep: on a busy machine torch's spinning ones make small operations ten times slower.
@@ -83,13 +84,13 @@ chromium:
 lengths: $(DEV_READY) ## what is longer than we aim for; a question, not a failure
 	$(BIN)/python -m tests.lengths
 
-bench: $(DEV_READY) ## time the workbench beside its peers
-	$(BIN)/python -m benchmarks
+bench: $(BENCH_READY) ## time the workbench beside its peers (GROUPS="forward sweeps" for some)
+	TQDM_DISABLE=1 $(BIN)/python -m benchmarks $(GROUPS)
 
 shots: $(DEV_READY) chromium ## screenshots of every page, light and dark, in build/screenshots
 	$(BIN)/python -m app.tools.screenshots build/screenshots
 
-constraints: ## pin what is installed now; run it where the gate has passed
+constraints: $(DEV_READY) $(BENCH_READY) ## pin what is installed now; run it where the gate has passed
 	@sed -n '/^#/p' constraints.txt > constraints.tmp
 	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' >> constraints.tmp
 	@mv constraints.tmp constraints.txt
@@ -106,4 +107,8 @@ $(APP_READY): pyproject.toml constraints.txt
 
 $(DEV_READY): $(APP_READY)
 	$(INSTALL) ".[dev]"
+	@touch $@
+
+$(BENCH_READY): $(APP_READY)
+	$(INSTALL) ".[bench]"
 	@touch $@

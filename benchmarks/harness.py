@@ -1,22 +1,21 @@
-"""Paired timing: contestants take turns in one process, and equality is checked before the clock.
+"""Paired timing: contestants take turns in one process, and what they give is compared first.
 
 A row's time is the median of its turns; its ratio the median of the turns' ratios (peer / ours:
 above 1 we are faster), so that a slow moment of the machine hits both sides.
 """
 
 import gc
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import final
+from typing import Any, final
 
-import torch
+from torch import Tensor
 
 OURS = "workbench"
-PACKAGES = ("torch", "transformers", "transformer-lens")
+Results = Mapping[str, Any]  # what each contestant gave, ours under OURS
+Differences = Mapping[str, float]  # of each peer, its largest
 
 
 @final
@@ -25,10 +24,21 @@ class Case:
     """One comparison: what is measured, and each contestant's way of doing it."""
 
     name: str
-    contestants: Mapping[str, Callable[[], object]]
-    check: Callable[[], Mapping[str, float]]  # each peer's largest difference to ours
+    ours: Callable[[], Any]
+    peers: Mapping[str, Callable[[], Any]]
+    differences: Callable[[Results], Differences]
     tolerance: float
     turns: int = 9
+
+
+@final
+@dataclass(frozen=True)
+class Ratio:
+    """A peer's time over ours: the median of the turns, the least and the largest of them."""
+
+    median: float
+    low: float
+    high: float
 
 
 @final
@@ -38,66 +48,93 @@ class Row:
 
     name: str
     seconds: Mapping[str, float]  # medians
-    ratios: Mapping[str, float]  # peer / ours, medians of the turns
-    differences: Mapping[str, float]
+    ratios: Mapping[str, Ratio]
+    differences: Differences
     turns: int
 
 
-def measure(case: Case) -> Row:
-    """Checks that all contestants compute the same, then lets them take turns.
+@final
+class UnequalError(ValueError):
+    """Contestants do not compute the same, so their times say nothing."""
+
+
+def measure(case: Case, most: int | None = None) -> Row:
+    """Lets all contestants take a turn, compares what they gave, and then times `case.turns` more.
+
+    Nobody is timed cold: what is compared is the warm-up. A case of one turn takes the better part
+    of a minute, beside which that counts for little; its one turn is both compared and timed.
+    `most` is the most turns that are timed.
 
     Raises:
-        ValueError: If they do not compute the same.
+        UnequalError: If they do not compute the same.
     """
-    differences = case.check()
+    contestants = {OURS: case.ours, **case.peers}
+    turns = case.turns if most is None else min(case.turns, most)
+    first, differences = _compared(case, contestants)
+    times = [first] if turns == 1 else [_turn(contestants, turn) for turn in range(turns)]
+    medians = {name: statistics.median(turn[name] for turn in times) for name in contestants}
+    ratios = {peer: _ratio([turn[peer] / turn[OURS] for turn in times]) for peer in case.peers}
+    return Row(case.name, medians, ratios, differences, turns)
+
+
+def each(difference: Callable[[Any, Any], float]) -> Callable[[Results], Differences]:
+    """Every peer's result beside ours."""
+
+    def differences(results: Results) -> Differences:
+        peers = (name for name in results if name != OURS)
+        return {peer: difference(results[OURS], results[peer]) for peer in peers}
+
+    return differences
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference."""
+    return float((one - other).abs().max())
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    """The largest difference over the largest value: a residual stream grows to thousands."""
+    return apart(one, other) / float(one.abs().max())
+
+
+def unlike(one: object, other: object) -> float:
+    """0 where they are equal, else 1: of tokens."""
+    return float(one != other)
+
+
+def _compared(
+    case: Case, contestants: Mapping[str, Callable[[], Any]]
+) -> tuple[Mapping[str, float], Differences]:
+    """The first turn's seconds, and the differences of what came of it.
+
+    Raises:
+        UnequalError: If one is over the tolerance.
+    """
+    results: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    for name, action in contestants.items():
+        seconds[name], results[name] = _timed(action)
+    differences = case.differences(results)
     for peer, difference in differences.items():
         if not difference <= case.tolerance:
             message = f"{case.name}: {peer} differs by {difference:.2e}, over {case.tolerance:.0e}"
-            raise ValueError(message)
-    names = list(case.contestants)
-    turns: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(case.turns + 1):
-        for name in names if turn % 2 else reversed(names):
-            turns[name].append(_seconds(case.contestants[name]))
-    kept = {name: times[1:] for name, times in turns.items()}  # the first turn warms up
-    ratios = {
-        name: statistics.median(p / o for p, o in zip(times, kept[OURS], strict=True))
-        for name, times in kept.items()
-        if name != OURS
-    }
-    medians = {name: statistics.median(times) for name, times in kept.items()}
-    return Row(case.name, medians, ratios, differences, case.turns)
+            raise UnequalError(message)
+    return seconds, differences
 
 
-def markdown(rows: list[Row]) -> str:
-    """The table, with what it was measured on."""
-    peers = list(dict.fromkeys(peer for row in rows for peer in row.ratios))
-    head = ["case", f"{OURS}, ms", *(f"{peer}, ms" for peer in peers)]
-    head += [f"{peer} / ours" for peer in peers] + [f"difference to {peer}" for peer in peers]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        cells = [row.name, f"{1000 * row.seconds[OURS]:.1f}"]
-        cells += [_shown(row.seconds, peer, lambda value: f"{1000 * value:.1f}") for peer in peers]
-        cells += [_shown(row.ratios, peer, lambda value: f"**{value:.2f}**") for peer in peers]
-        cells += [_shown(row.differences, peer, lambda value: f"{value:.1e}") for peer in peers]
-        lines.append("| " + " | ".join(cells) + " |")
-    turns = ", ".join(sorted({str(row.turns) for row in rows}))
-    return "\n".join([*lines, "", f"{machine()}; medians of {turns} paired turns."])
+def _turn(contestants: Mapping[str, Callable[[], Any]], turn: int) -> Mapping[str, float]:
+    """Seconds of each; whoever began the turn before comes last."""
+    names = list(contestants)
+    order = names if turn % 2 else reversed(names)
+    return {name: _timed(contestants[name])[0] for name in order}
 
 
-def _shown(values: Mapping[str, float], peer: str, write: Callable[[float], str]) -> str:
-    """A cell of the table; empty where a peer takes no part."""
-    return write(values[peer]) if peer in values else ""
-
-
-def machine() -> str:
-    """Processor threads and versions."""
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, float32; {packages}"
-
-
-def _seconds(action: Callable[[], object]) -> float:
+def _timed(action: Callable[[], Any]) -> tuple[float, Any]:
     gc.collect()
     start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+    result = action()
+    return time.perf_counter() - start, result
+
+
+def _ratio(ratios: list[float]) -> Ratio:
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios))

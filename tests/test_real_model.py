@@ -15,6 +15,7 @@ from workbench.models.transformer import Transformer
 from workbench.steering import METHODS as STEERING
 
 pytestmark = pytest.mark.asset
+unchecked = pytest.mark.usefixtures("unchecked")  # what tiny models show of shapes holds here too
 PROMPTS = (
     "The capital of France is",
     "When Mary and John went to the store, John gave a drink to",
@@ -77,12 +78,14 @@ def test_logits_equal_those_of_transformers(
 def test_a_padded_batch_equals_single_prompts(
     default_model: Transformer, expected: Sequence[torch.Tensor], side: Any
 ) -> None:
-    for some in (slice(0, 10), slice(10, 20)):
-        trace = wb.run(default_model, list(PROMPTS[some]), padding_side=side)
+    order = sorted(range(20), key=lambda i: len(expected[i]))
+    extremes, middle = [order[0], order[-1]], order[1:-1]
+    for some in (extremes, *(middle[i : i + 6] for i in range(0, 18, 6))):
+        trace = wb.run(default_model, [PROMPTS[i] for i in some], padding_side=side)
         assert trace.batch.real is not None
-        for row, logits in enumerate(expected[some]):
+        for row, i in enumerate(some):
             mine = trace.logits[row][trace.batch.real[row]]
-            assert float((mine - logits).abs().max()) <= TOLERANCE, PROMPTS[some][row]
+            assert float((mine - expected[i]).abs().max()) <= TOLERANCE, PROMPTS[i]
 
 
 def test_greedy_text_equals_that_of_transformers(default_model: Transformer, theirs: Any) -> None:
@@ -98,6 +101,7 @@ def test_greedy_text_equals_that_of_transformers(default_model: Transformer, the
     assert list(ours.tokens[0]) == made[0, ids.shape[1] :].tolist()
 
 
+@unchecked
 def test_the_cache_changes_no_token(default_model: Transformer) -> None:
     push = wb.Intervention(
         "blocks.14.hook_resid_post", wb.ops.add(3 * VECTOR), positions="generated"
@@ -128,6 +132,7 @@ def test_the_clean_residual_everywhere_restores_the_clean_metric_exactly(
         assert torch.equal(metric(patched), metric(clean))
 
 
+@unchecked
 def test_patching_finds_the_name_and_the_last_token(default_model: Transformer) -> None:
     effect = ATTRIBUTION["activation_patching"](
         default_model, CONTRAST, sites="blocks.*.hook_resid_pre", axes=("layer", "pos")
@@ -153,6 +158,7 @@ def test_strength_zero_is_bit_exact(default_model: Transformer) -> None:
     assert not torch.equal(plain, moved)
 
 
+@unchecked
 def test_eight_threads_with_different_plans(default_model: Transformer) -> None:
     plans = [
         [wb.Intervention("blocks.23.attn.hook_z", wb.ops.zero(), heads=[head])] for head in range(8)

