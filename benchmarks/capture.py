@@ -13,8 +13,8 @@ import torch
 import workbench as wb
 from benchmarks.harness import OURS, Case, markdown, measure
 from benchmarks.peers import Peers, load
+from workbench.core.buckets import batches
 from workbench.core.data import Batch, batch_of
-from workbench.core.reader import batches
 
 TEXTS, AT_ONCE, MAX_TOKENS = 256, 16, 2048
 Capture = Callable[[Batch], torch.Tensor]

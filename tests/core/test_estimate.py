@@ -47,11 +47,21 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def peak(model: wb.Model, options: dict[str, Any]) -> int:
+RAGGED = [IDS[i % 4, : 20 + 12 * i].tolist() for i in range(12)]
+BUCKETS: dict[str, dict[str, Any]] = {
+    "logits": {},
+    "lazy": {"record": "all", "positions": "last"},
+    "streams": {"record": "blocks.*.hook_resid_post", "logits": False},
+    "patterns": {"record": "blocks.*.attn.hook_pattern", "positions": "last"},
+    "everything": {"record": "*", "vocabulary": [1, 2]},
+}
+
+
+def peak(model: wb.Model, options: dict[str, Any], prompt: Any = IDS) -> int:
     """The most that a run had allocated at once, by the profiler's account of the allocator."""
     with tiny.unchecked():
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-            trace = wb.run(model, IDS, **options)
+            trace = wb.run(model, prompt, **options)
         assert trace is not None
     assert watched.profiler is not None
     results = watched.profiler.kineto_results
@@ -70,6 +80,16 @@ def test_the_estimate_is_near_the_measured_peak(kind: str, case: str) -> None:
     model, options = MODELS[kind], CASES[case]
     told, measured = wb.estimate(model, IDS, **options).total, peak(model, options)
     assert 0.9 * measured <= told <= 1.5 * measured
+
+
+@pytest.mark.parametrize("max_tokens", [200, 800])
+@pytest.mark.parametrize("case", BUCKETS)
+def test_batches_by_length_are_estimated_as_near(case: str, max_tokens: int) -> None:
+    options: dict[str, Any] = {**BUCKETS[case], "max_tokens": max_tokens}
+    told, measured = wb.estimate(MODEL, RAGGED, **options), peak(MODEL, options, RAGGED)
+    assert 0.9 * measured <= told.total <= 1.5 * measured
+    if case != "logits":  # which are padded in either case, and here a batch's own come on top
+        assert told.total < wb.estimate(MODEL, RAGGED, **BUCKETS[case]).total
 
 
 def test_what_stays_is_counted_exactly() -> None:

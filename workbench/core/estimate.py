@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core.axes import GROUPED, HEAD_INPUTS
+from workbench.core.buckets import Part, buckets_of
 from workbench.core.data import Batch, PaddingSide, Prompt
 from workbench.core.errors import MemoryLimitError
 from workbench.core.options import flag
@@ -74,6 +75,7 @@ def estimate(  # noqa: PLR0913 - the arguments of a run
     logits: bool = True,
     padding_side: PaddingSide = "right",
     attention_mask: Tensor | None = None,
+    max_tokens: int | None = None,
     start: Start = None,
     spilled: bool = False,
 ) -> Estimate:
@@ -98,26 +100,31 @@ def estimate(  # noqa: PLR0913 - the arguments of a run
         logits=logits,
         start=start,
     )
-    return estimate_of(asked, spilled=flag("spilled", spilled))
+    parts = () if max_tokens is None else buckets_of(asked, max_tokens, own=False)
+    return estimate_of(asked, parts, spilled=flag("spilled", spilled))
 
 
-def estimate_of(asked: Request, *, spilled: bool = False) -> Estimate:
-    """The memory that a run would take; asks the system only where it may matter."""
-    widths = _Widths(asked)
-    kept = widths.streams() if asked.lazy else widths.sites()
-    activations = min(kept, widths.stream) if spilled else kept
-    logits = widths.logits() if asked.logits else 0
-    block, beside = widths.block(), widths.unembedding(logits)
-    working = max(block - logits, beside)
+def estimate_of(asked: Request, parts: Sequence[Part] = (), *, spilled: bool = False) -> Estimate:
+    """The memory that a run would take, in its parts; asks the system only where it may matter."""
+    whole = _Widths(asked)
+    pieces = [_Widths(part.asked) for part in parts] or [whole]
+    kept = sum(one.kept() for one in pieces)
+    activations = min(kept, max(one.stream for one in pieces)) if spilled else kept
+    logits = whole.logits() if asked.logits else 0
+    working = max(one.working() + (one.own_logits() if parts else 0) for one in pieces)
     total = activations + logits + working
     available = available_memory(asked.model.device) if total > UNASKED else None
+    streams = sum(one.streams() for one in pieces)
+    spared = working - max(one.least() for one in pieces)
     sizes = {
         'record="all", which keeps the streams and replays the rest': 0
         if asked.lazy
-        else kept - widths.streams(),
+        else kept - streams,
         "spill=, which keeps what is recorded in files": 0 if spilled else kept,
-        'positions="last" or vocabulary=, for fewer logits': logits + working - max(block, beside),
-        f"fewer rows than {widths.rows} at a time": total // 2 if widths.rows > 1 else 0,
+        'positions="last" or vocabulary=, for fewer logits': logits + spared,
+        f"fewer rows than {whole.rows} at a time": total // 2 if whole.rows > 1 else 0,
+        f"{'a smaller ' if parts else ''}max_tokens=, which runs similar lengths together": working
+        - working // whole.rows,
     }
     advice = sorted((name for name, size in sizes.items() if size > total // 20), key=sizes.get)  # pyright: ignore[reportCallIssue, reportArgumentType]
     return Estimate(activations, logits, working, available, tuple(reversed(advice)))
@@ -179,6 +186,23 @@ class _Widths:
         self.tokens = self.rows * self.columns
         self.stream = self.tokens * self.sizes.d_model * self.item
         self.square = self.rows * self.sizes.n_heads * self.columns**2 * max(self.item, 4)
+
+    def kept(self) -> int:
+        """What stays with the trace beside the logits."""
+        return self.streams() if self.asked.lazy else self.sites()
+
+    def own_logits(self) -> int:
+        """The logits, if they are asked for."""
+        return self.logits() if self.asked.logits else 0
+
+    def working(self) -> int:
+        """The most that is held beside what stays, and dropped."""
+        logits = self.own_logits()
+        return max(self.block() - logits, self.unembedding(logits))
+
+    def least(self) -> int:
+        """The most that would be held if there were no logits."""
+        return max(self.block(), self.unembedding(self.own_logits()))
 
     def streams(self) -> int:
         """What a lazy run keeps."""

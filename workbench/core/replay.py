@@ -9,12 +9,12 @@ they were counted in the run.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 from torch import Tensor
 from typing_extensions import override
 
-from workbench.core.axes import Resid
+from workbench.core.axes import Logits, Resid
 from workbench.core.data import Batch
 from workbench.core.modes import forward_only, outside_inference
 from workbench.core.plan import Plan
@@ -24,6 +24,38 @@ from workbench.core.sites import Site, Sites
 from workbench.core.tap import Keep, Recorder, Tap, as_it_is, chain
 
 ENTRY, EXIT = "hook_resid_pre", "hook_resid_post"
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What makes the activations that a trace does not keep, when they are read."""
+
+    @property
+    def sites(self) -> Sites:
+        """What can be read, in forward order."""
+        ...
+
+    def read(self, sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor]]:
+        """The activations at `sites`, which are in forward order."""
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Left:
+    """What one forward left: activations kept, what makes the others, and what was unembedded."""
+
+    activations: Mapping[Site, Tensor]
+    replay: Source | None
+    unembedded: Logits | None
+
+    def read(self, sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor]]:
+        """Sites and their activations; of those that are replayed each block is run once."""
+        missing = [site for site in sites if site not in self.activations]
+        replayed = iter(()) if self.replay is None else self.replay.read(missing)
+        for site in sites:
+            kept = self.activations.get(site)
+            yield (site, kept) if kept is not None else next(replayed)
 
 
 @final

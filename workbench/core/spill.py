@@ -13,6 +13,7 @@ from torch import Tensor
 
 from workbench.core.errors import OptionError, StorageError
 from workbench.core.store import write_tensors
+from workbench.core.tap import Keep
 
 
 @final
@@ -34,6 +35,10 @@ class Spill:
             raise StorageError(f"{folder} cannot be made: {error}. Name another folder.") from None
         if found:
             raise OptionError("spill", f"an empty folder, without {found[0].name}", str(folder))
+
+    def part(self, number: int) -> Keep:
+        """Keeps the tensors of one part of a run, each as a file of its own."""
+        return lambda name, value: self(f"{number}.{name}", value)
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         """The same values, mapped from a file.
