@@ -44,6 +44,10 @@ CASES: dict[str, dict[str, Any]] = {
     "results": {"record": "blocks.*.attn.hook_result", "positions": "last"},
     "head inputs": {"record": "blocks.*.hook_q_input", "positions": "last"},
     "everything": {"record": "*", "positions": "last"},
+    "a mask of each head": {
+        "attention_mask": tiny.tokens(4, 4, 192, 192, high=8) > 0,
+        "positions": "last",
+    },
 }
 
 

@@ -28,6 +28,7 @@ from workbench.core.plan import Plan
 from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
 from workbench.core.request import Request
+from workbench.core.seen import Seen
 from workbench.core.sites import Site, select
 from workbench.core.standing import Place
 
@@ -107,8 +108,20 @@ def bucket_of(batch: Batch, rows: Sequence[int]) -> Bucket:
         batch.start[at],
         batch.prompt[at],
         None if batch.said is None else batch.said[at],
+        _seen(batch, rows, columns),
     )
     return Bucket(tuple(rows), columns, own)
+
+
+def _seen(batch: Batch, rows: Sequence[int], columns: Tensor) -> Seen | None:
+    """Who may see whom among the columns of a bucket, row by row."""
+    if batch.seen is None:
+        return None
+    own = batch.seen.expand(len(batch.tokens), -1, -1, -1)[list(rows)]
+    groups = own.shape[1]
+    queries = columns[:, None, :, None].expand(-1, groups, -1, own.shape[3])
+    keys = columns[:, None, None, :].expand(-1, groups, columns.shape[1], -1)
+    return own.gather(2, queries).gather(3, keys)
 
 
 def _part(asked: Request, bucket: Bucket) -> Part:

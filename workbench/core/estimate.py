@@ -249,6 +249,9 @@ class _Widths:
             attention += (OPEN_SQUARES - len(recorded & SQUARES)) * self.square
         attention += self.stream * heads if "attn.hook_result" in wanted else 0
         attention += 3 * self.stream * heads if wanted & HEAD_INPUTS else 0
+        seen = self.asked.batch.seen
+        if seen is not None:  # once as truth values, once as what is added to the scores
+            attention += seen.numel() * (1 + self.item)
         block = [site for site in self.asked.model.sites if site.layer == 0]
         held = 1 + sum("d_mlp" in site.axes for site in block)  # and one that is made of them
         neurons = held * self.tokens * self.sizes.d_mlp * self.item

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from workbench.core.data import Batch, Prompt, batch_of
+from workbench.core.data import Batch, Prompt
 from workbench.core.errors import (
     EmptySelectionError,
     NonFiniteError,
@@ -29,6 +29,7 @@ from workbench.core.options import expect, flag
 from workbench.core.plan import Interventions, as_plan
 from workbench.core.program import Ledger, block_of, compile_plan
 from workbench.core.protocols import Model
+from workbench.core.request import as_batch
 from workbench.core.run import in_order, not_finite, pick, unembed_at
 from workbench.core.sites import Selector, Site, Sites, one_site, select
 from workbench.core.tap import Recorder, Tap, chain
@@ -63,20 +64,23 @@ def gradients(
     metric: Metric | TokenMetric,
     *,
     plan: Interventions = (),
+    attention_mask: Tensor | None = None,
 ) -> dict[Site, Tensor]:
     """The gradient of the metric, summed over the batch, at each of `sites`.
 
     In the metric's unit per unit of activation, taken after the plan's changes at the site, and
     through everything that reads it. Rows do not mix, so each row holds the gradient of its own
     example. Costs one forward and one backward, by `autograd.grad`: `backward` would add up all
-    threads' gradients in shared parameters.
+    threads' gradients in shared parameters. `attention_mask` is that of `run`: what it hides has a
+    gradient of 0.
 
     Raises:
         UnknownNameError: If the model lacks one of `sites`.
-        ShapeError: If the prompts are not the metric's examples.
+        ShapeError: If the prompts are not the metric's examples, or a mask does not fit them.
+        OptionError: If a mask is given for a Batch, or is no mask.
         NonFiniteError: If the metric or a gradient is not finite.
     """
-    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    batch = as_batch(model, prompt, "right", attention_mask)
     wanted, reader = select(sites, model.sites), read_by(metric, model, len(batch.tokens))
     with with_graph():
         graph = _graph(model, batch, plan, wanted, _Ends(reader=reader), twice=False)
@@ -95,6 +99,7 @@ def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
     *,
     logits: Tensor | None = None,
     plan: Interventions = (),
+    attention_mask: Tensor | None = None,
     batched: bool = False,
 ) -> dict[Site, Tensor]:
     """Vector-Jacobian products: cotangents at later sites, pulled back to `sites`.
@@ -102,7 +107,7 @@ def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
     What comes back is the gradient, at each of `sites`, of Σ cotangent · activation over all that
     is given: `cotangents` by site, `logits` for all logits. With `batched` each has an axis of
     many cotangents before its own, and so has every result. Costs one forward as far as the last
-    cotangent, and one backward per cotangent.
+    cotangent, and one backward per cotangent. `attention_mask` is that of `run`.
 
     Raises:
         UnknownNameError: If the model lacks one of the sites.
@@ -111,7 +116,7 @@ def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
         ShapeError: If a cotangent has not the shape of its activation.
         NonFiniteError: If a cotangent or a result is not finite.
     """
-    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    batch = as_batch(model, prompt, "right", attention_mask)
     many, wanted = flag("batched", batched), select(sites, model.sites)
     given = _vectors("cotangents", cotangents or {}, model)
     at = tuple(site for site in model.sites if site in given)
@@ -140,6 +145,7 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
     logits: bool = False,
     metric: Metric | TokenMetric | None = None,
     plan: Interventions = (),
+    attention_mask: Tensor | None = None,
     batched: bool = False,
 ) -> Tangents:
     """Jacobian-vector products: how the run changes when tangents are added at sites.
@@ -150,6 +156,7 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
     before its own, and so has every result. Attention runs on the plain kernel: the fused one has
     no second derivative. Costs one forward, one backward and, for each direction, one more of
     both; a metric alone costs one forward and one backward for all directions together.
+    `attention_mask` is that of `run`.
 
     Raises:
         UnknownNameError: If the model lacks one of the sites.
@@ -158,7 +165,7 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
         ShapeError: If a tangent has not the shape of its activation.
         NonFiniteError: If a tangent or a result is not finite.
     """
-    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    batch = as_batch(model, prompt, "right", attention_mask)
     many, given = flag("batched", batched), _vectors("tangents", tangents, model)
     reader = None if metric is None else read_by(metric, model, len(batch.tokens))
     nothing = isinstance(record, Sequence) and not len(record)

@@ -64,7 +64,8 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     Costs one forward of as many blocks as are needed: all of them for logits, with `logits=False`
     those up to the last recorded one. `positions` ("last", or content positions, negative ones
     from each row's end) and `vocabulary` restrict what is unembedded. `attention_mask` (batch pos)
-    has 1 at tokens and 0 at pads, wherever these stand.
+    has 1 at tokens and 0 at pads, wherever these stand; one by query and key (batch|1 head|1 query
+    key) is True, or an additive 0, where a query may see a key, of those that it could see.
 
     `record="all"` offers every site and keeps the stream before each block: reading another site
     replays one block under the same plan (see `Trace.read`). Where that might give another answer,
