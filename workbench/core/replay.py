@@ -95,15 +95,8 @@ class Replay:
 
     def kept(self) -> Mapping[Site, Tensor]:
         """The sites whose value is one of the kept streams: nothing has to run for them."""
-        found: dict[Site, Tensor] = {}
-        for site in self.sites:
-            if site.layer is None:
-                continue
-            if site.short == EXIT:
-                found[site] = self.streams[site.layer + 1 - self.first]
-            elif site.short == ENTRY and site not in self.program.by_site:
-                found[site] = self.streams[site.layer - self.first]
-        return found
+        found = kept_streams(self.sites, self.program)
+        return {site: self.streams[layer - self.first] for site, layer in found.items()}
 
     def read(self, sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor]]:
         """The activations at `sites`, in forward order; each block runs once, and is then dropped.
@@ -127,6 +120,19 @@ class Replay:
                 self.model.layers(resid, self.batch, tap, first=block, last=block + 1)
         seen = recorder.recorded()
         return {site: seen[site] for site in sites}
+
+
+def kept_streams(sites: Sites, program: Program) -> Mapping[Site, int]:
+    """The sites whose value is the stream before a block, or after the last, and which block."""
+    found: dict[Site, int] = {}
+    for site in sites:
+        if site.layer is None:
+            continue
+        if site.short == EXIT:
+            found[site] = site.layer + 1
+        elif site.short == ENTRY and site not in program.by_site:
+            found[site] = site.layer
+    return found
 
 
 def stream_name(layer: int) -> str:

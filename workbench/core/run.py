@@ -77,7 +77,8 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     rounding, and 0 at pads. A bare function or `tap` may look at all rows, and is refused.
 
     `start` is a block and the stream before it, as the block takes it, before the plan: nothing
-    earlier runs. `spill` names an empty folder in whose files recorded tensors are kept, mapped.
+    earlier runs. `spill` names an empty folder in whose files recorded tensors are kept, mapped;
+    `load_trace` opens it again.
     `tap` is any tap of your own, called after the plan and before recording; it must not write
     into what it is given. `check` is called at every site and may raise to cancel.
 
@@ -116,11 +117,14 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         left = _in_parts(asked, parts, ledger, watched, spilled)
     else:
         left = _leave(asked, ledger, watched, spilled or as_it_is)
+    receipts = program.finish(ledger, batch.prompt.tolist(), asked.ended)
+    if spilled is not None:
+        spilled.finish(asked, parts)
     return Trace(
         model=model,
         batch=batch,
         plan=program.plan,
-        receipts=program.finish(ledger, batch.prompt.tolist(), asked.ended),
+        receipts=receipts,
         activations=left.activations,
         unembedded=left.unembedded if logits else None,
         columns=asked.columns,
