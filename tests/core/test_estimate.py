@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import workbench as wb
 from tests import tiny
+from tests.core.peaks import peak_of
 from workbench.core import estimate as estimate_file
 from workbench.core.errors import EmptySelectionError, MemoryLimitError
 from workbench.core.estimate import available_memory
@@ -62,20 +62,8 @@ BUCKETS: dict[str, dict[str, Any]] = {
 
 
 def peak(model: wb.Model, options: dict[str, Any], prompt: Any = IDS) -> int:
-    """The most that a run had allocated at once, by the profiler's account of the allocator."""
-    with tiny.unchecked():
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-            trace = wb.run(model, prompt, **options)
-        assert trace is not None
-    assert watched.profiler is not None
-    results = watched.profiler.kineto_results
-    assert results is not None
-    changes = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]  # pyright: ignore[reportAttributeAccessIssue]
-    total = most = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        total += change
-        most = max(most, total)
-    return most
+    """The most that a run had allocated at once."""
+    return peak_of(lambda: wb.run(model, prompt, **options))
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -59,9 +59,9 @@ class Estimate:
     @override
     def __str__(self) -> str:
         parts = (("activations", self.activations), ("logits", self.logits))
-        told = ", ".join(f"{name} {_megabytes(size)}" for name, size in parts)
-        free = "" if self.available is None else f"; {_megabytes(self.available)} available"
-        return f"{_megabytes(self.total)}: {told}, working {_megabytes(self.working)}{free}"
+        told = ", ".join(f"{name} {megabytes(size)}" for name, size in parts)
+        free = "" if self.available is None else f"; {megabytes(self.available)} available"
+        return f"{megabytes(self.total)}: {told}, working {megabytes(self.working)}{free}"
 
 
 def estimate(  # noqa: PLR0913 - the arguments of a run
@@ -215,20 +215,9 @@ class _Widths:
 
     def site(self, site: Site) -> int:
         """One activation; the inputs of the heads are views of one stream."""
-        if site.short in SQUARES:
-            return self.square
-        if site.short in HEAD_INPUTS:
-            return 0 if site not in self.asked.program.by_site else self.stream * self._heads(site)
-        sizes = {
-            "batch": self.rows,
-            "pos": self.columns,
-            "head": self._heads(site),
-            "d_head": self.sizes.d_head,
-            "d_model": self.sizes.d_model,
-            "d_mlp": self.sizes.d_mlp,
-            "d_vocab": self.sizes.d_vocab,
-        }
-        return math.prod(sizes.get(axis, 1) for axis in site.axes) * self.item
+        if site.short in HEAD_INPUTS and site not in self.asked.program.by_site:
+            return 0
+        return site_bytes(site, self.asked.model, self.rows, self.columns)
 
     def logits(self) -> int:
         """The logits asked for; those of every column where a site beside them is."""
@@ -265,8 +254,22 @@ class _Widths:
         whole = self.tokens * self.sizes.d_vocab * self.item if late else logits
         return 3 * self.stream + whole - min(whole, logits)
 
-    def _heads(self, site: Site) -> int:
-        return self.sizes.n_key_value_heads if site.short in GROUPED else self.sizes.n_heads
+
+def site_bytes(site: Site, model: Model, rows: int, columns: int) -> int:
+    """One activation by itself, of so many rows and columns."""
+    sizes, item = model.sizes, model.dtype.itemsize
+    if site.short in SQUARES:
+        return rows * sizes.n_heads * columns**2 * max(item, 4)
+    by_axis = {
+        "batch": rows,
+        "pos": columns,
+        "head": sizes.n_key_value_heads if site.short in GROUPED else sizes.n_heads,
+        "d_head": sizes.d_head,
+        "d_model": sizes.d_model,
+        "d_mlp": sizes.d_mlp,
+        "d_vocab": sizes.d_vocab,
+    }
+    return math.prod(by_axis.get(axis, 1) for axis in site.axes) * item
 
 
 def _shared(site: Site, recorded: frozenset[Site]) -> bool:
@@ -278,5 +281,6 @@ def _shared(site: Site, recorded: frozenset[Site]) -> bool:
     return False
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
+    """Bytes as people read them."""
     return f"{size / 2**20:.1f} MiB"
