@@ -2,6 +2,7 @@
 
     load       a name, folder, file or Hugging Face model  ->  a frozen Model
     run        one forward with changes and recordings     ->  a Trace
+    load_trace opens the files of one that was spilled     ->  a SpilledTrace
     estimate   the memory a run would take, before it runs
     generate   text under a plan, cached or streamed       ->  a Generation or its Pieces
     gradients  of a metric, at sites; jvp and vjp, of sites by sites
@@ -38,6 +39,7 @@ from workbench.core.reading import Spans
 from workbench.core.result import Result, load_result
 from workbench.core.run import run
 from workbench.core.sites import Site
+from workbench.core.spilled import SpilledTrace, load_trace
 from workbench.core.sweep import sweep
 from workbench.core.sweep_result import SweepResult
 from workbench.core.tap import Tap
@@ -64,6 +66,7 @@ __all__ = [
     "Result",
     "Site",
     "Spans",
+    "SpilledTrace",
     "SweepResult",
     "Tangents",
     "Tap",
@@ -77,6 +80,7 @@ __all__ = [
     "jvp",
     "load",
     "load_result",
+    "load_trace",
     "metrics",
     "ops",
     "run",

@@ -27,6 +27,7 @@ from workbench.core.generation.settings import (
     settings_of,
 )
 from workbench.core.generation.writer import Manner, Writer
+from workbench.core.guards import check_need, generation_need
 from workbench.core.modes import outside_inference
 from workbench.core.options import flag
 from workbench.core.plan import Interventions, Plan
@@ -164,6 +165,7 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         OptionError: If an option is outside its range, or a list is not one per row.
         NeverActedError: If an intervention of the plan never acted.
         NonFiniteError: If the logits stop being finite.
+        MemoryLimitError: If it would not fit; says what would take less.
     """
     flag("stream", stream)
     batch = batch_of(model, prompt, padding_side="left")
@@ -183,11 +185,14 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
     draws = generators(seed, rows, model.device)
     cached = flag("use_cache", use_cache)
     chunk = chunk_of(prefill_chunk, use_cache=cached)
+    program, room = compile_plan(plan_of(plan, plans, rows), model, rows), max(settings.limits)
+    need = generation_need(model, batch, program, room, sites, cached=cached, chunk=chunk)
+    check_need(need, model)
     writer = Writer(
         model,
         batch,
-        compile_plan(plan_of(plan, plans, rows), model, rows),
-        max(settings.limits),
+        program,
+        room,
         Manner(cached, chunk, flag("share_prefix", share_prefix)),
         checks=() if check is None else (Checked(check),),
         capture=Capture(sites, rows),

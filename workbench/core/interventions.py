@@ -101,9 +101,21 @@ class Intervention:
 
     def on_rows(self, rows: Iterable[int], *, optional: bool | None = None) -> "Intervention":
         """The same change, on these rows of a batch only; `optional` as it is unless given."""
+        return self._but(self.operator, rows, self.optional if optional is None else optional)
+
+    def by(self, operator: Operator) -> "Intervention":
+        """Another operator in the same places."""
+        return self._but(operator, self.rows, self.optional)
+
+    def _but(
+        self,
+        operator: Operator,
+        rows: Iterable[int] | None,
+        optional: bool,  # noqa: FBT001 - ours
+    ) -> "Intervention":
         return Intervention(
             self.sites,
-            self.operator,
+            operator,
             positions=self.positions,
             heads=self.heads,
             rows=rows,
@@ -113,7 +125,7 @@ class Intervention:
             unit=self.unit,
             unit_size=self.unit_size,
             schedule=self.schedule,
-            optional=self.optional if optional is None else optional,
+            optional=optional,
             label=self.label,
         )
 
