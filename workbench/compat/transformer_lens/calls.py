@@ -47,6 +47,7 @@ class Call:
     padding_side: PaddingSide | None = None
     start_at_layer: int | None = None
     tokens: Int[Tensor, "batch pos"] | None = None
+    shortformer_pos_embed: Tensor | None = None
     attention_mask: Tensor | None = None
     stop_at_layer: int | None = None
     past_kv_cache: HookedTransformerKeyValueCache | None = None
@@ -61,6 +62,9 @@ class Call:
             allowed = "'logits', 'loss', 'both' or None"
             raise OptionError("return_type", allowed, self.return_type)
         flag("loss_per_token", self.loss_per_token)
+        if self.shortformer_pos_embed is not None:
+            allowed = "None: no shortformer is built here"
+            raise OptionError("shortformer_pos_embed", allowed, "a tensor")
         if self.start_at_layer is not None and not _is_stream(self.given):
             allowed = "given with the residual stream, (batch pos d_model), as input"
             raise OptionError("start_at_layer", allowed, self.start_at_layer)
@@ -72,6 +76,11 @@ class Call:
         """The first block and the one after the last, as Python slices a list."""
         first, stop, _ = slice(self.start_at_layer, self.stop_at_layer).indices(n_layers)
         return first, max(first, stop)
+
+    def ran(self, n_layers: int) -> str:
+        """Which blocks it ran, for a message."""
+        first, stop = self.range(n_layers)
+        return f"it ran blocks {first} to {stop - 1}" if stop > first else "it ran no block"
 
 
 @final
