@@ -28,26 +28,31 @@ class Incompatible(NamedTuple):
 
 
 def loaded(
-    model: Transformer, given: Mapping[str, Tensor], *, strict: bool, in_place: bool
+    model: Transformer,
+    given: Mapping[str, Tensor],
+    *,
+    strict: bool,
+    in_place: bool,
+    fill: bool = False,
 ) -> tuple[Transformer, Incompatible]:
-    """The model with weights by their classic names.
+    """The model with weights by their classic names; `fill` takes missing biases as 0, norms as 1.
 
     Raises:
         WeightsError: If names are missing or left over (`strict`), or if a weight has another
             shape, is given twice, or a constant is another model's.
     """
     expected = ClassicWeights(model.stack, keep=False).named()
-    weights = by_block(given, expected, model.stack)
-    missing = [name for name in expected if name not in weights.named]
-    left = [name for name in weights.named if name not in expected]
+    read = by_block(given, expected, model.stack)
+    weights = {**(_defaults(expected) if fill else {}), **read.named}
+    missing = [name for name in expected if name not in weights]
+    left = [name for name in weights if name not in expected]
     problems = [f"missing: {name}" for name in missing if strict]
     problems += [f"unexpected: {name}" for name in left if strict]
-    problems += [*weights.problems, *_misshapen(weights.named, expected)]
+    problems += [*read.problems, *_misshapen(weights, expected)]
     if problems:
         raise WeightsError("Weights do not fit the model:\n  " + "\n  ".join(problems))
     names = native_names(model.stack)
-    fitting = {name: value for name, value in weights.named.items() if name in expected}
-    own = {names[name]: native(name, value) for name, value in fitting.items()}
+    own = {names[name]: native(name, weights[name]) for name in expected if name in weights}
     if in_place:
         _copy(model.stack, own)
         return model, Incompatible(missing, left)
@@ -59,24 +64,11 @@ def loaded(
     return like(model, stack, "loaded"), Incompatible(missing, left)
 
 
-def completed(model: Transformer, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with the missing ones added: biases 0, norm weights 1.
-
-    Raises:
-        WeightsError: If a weight is given twice, or a constant is another model's.
-    """
-    expected = ClassicWeights(model.stack, keep=False).named()
-    weights = by_block(given, expected, model.stack)
-    if weights.problems:
-        raise WeightsError("Weights do not fit the model:\n  " + "\n  ".join(weights.problems))
-    filled = dict(weights.named)
-    for name, value in expected.items():
-        kind = name.rsplit(".", 1)[-1].lstrip("_")
-        if name not in filled and kind[:1] == "b":
-            filled[name] = torch.zeros_like(value)
-        elif name not in filled and kind == "w":
-            filled[name] = torch.ones_like(value)
-    return filled
+def _defaults(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What 2.x takes where a dict has none: biases 0, norm weights 1."""
+    kinds = {name: name.rsplit(".", 1)[-1].lstrip("_") for name in expected}
+    zeros = {n: torch.zeros_like(v) for n, v in expected.items() if kinds[n].startswith("b")}
+    return zeros | {n: torch.ones_like(v) for n, v in expected.items() if kinds[n] == "w"}
 
 
 def unfolded(model: Transformer, given: Mapping[str, Tensor]) -> Transformer:

@@ -11,7 +11,6 @@ from workbench.compat.transformer_lens.facade.state import State
 from workbench.compat.transformer_lens.layouts import constants, grouped
 from workbench.compat.transformer_lens.state_dicts import (
     Incompatible,
-    completed,
     loaded,
     unfolded,
 )
@@ -80,8 +79,8 @@ class Storing(State):
             refactor_factored_attn_matrices,
         )
         model = unfolded(self._own(), state_dict) if fold_ln else self._own()
-        filled = completed(model, state_dict)
-        self._show(loaded(model, filled, strict=True, in_place=False)[0], flags)
+        read, _ = loaded(model, state_dict, strict=True, in_place=False, fill=True)
+        self._show(read, flags)
 
     def process_weights_(
         self,
