@@ -11,7 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.compat.transformer_lens.key_value_cache import HookedTransformerKeyValueCache
+from workbench.compat.transformer_lens.key_value_cache import (
+    HookedTransformerKeyValueCache,
+    kept_sites,
+)
+from workbench.compat.transformer_lens.taps import Nodes
 from workbench.compat.transformer_lens.tokens import PaddingSide, Texts
 from workbench.compat.transformer_lens.utils import lm_cross_entropy_loss
 from workbench.core.axes import Resid
@@ -20,7 +24,7 @@ from workbench.core.data import Batch
 from workbench.core.errors import OptionError, PromptError, ShapeError
 from workbench.core.options import flag
 from workbench.core.protocols import Model
-from workbench.core.tap import Tap
+from workbench.core.tap import Tap, chain
 
 
 class Output(NamedTuple):
@@ -116,7 +120,8 @@ def read(call: Call, model: Model, texts: Texts | None) -> Read:
     start = torch.zeros(shape[0], dtype=torch.long, device=model.device)
     cache = None
     if past is not None:
-        start, cache = _joined(past, start), past.opened(shape[1])
+        layers = range(*call.range(model.sizes.n_layers))
+        start, cache = _joined(past, start), past.opened(model, layers, shape[1])
     tokens = torch.zeros(shape, dtype=torch.long, device=model.device) if ids is None else ids
     whole = real is None or bool(real.all())
     batch = Batch(tokens.to(model.device), None if whole else real, start, start + 0)
@@ -131,17 +136,16 @@ def run_call(call: Call, reading: Read, model: Model, tap: Tap) -> Returned:
     Raises:
         OptionError: If a loss is wanted of a stream without `tokens`.
     """
-    batch, cache = reading.batch, reading.cache
+    batch, cache, past = reading.batch, reading.cache, call.past_kv_cache
     first, stop = call.range(model.sizes.n_layers)
     resid = model.embed(batch, tap) if reading.stream is None else reading.stream
     if stop > first:
-        resid = model.layers(resid, batch, tap, first=first, last=stop, cache=cache)
-    if cache is not None and call.past_kv_cache is not None and stop > first:
-        call.past_kv_cache.keep(cache)
-        if reading.real is not None:
-            call.past_kv_cache.append_attention_mask(reading.real)
-        else:
-            call.past_kv_cache.append_attention_mask(torch.ones_like(batch.tokens))
+        seen = Nodes(() if past is None else kept_sites(model), gradients=False)
+        looked = tap if past is None else chain(tap, seen)
+        resid = model.layers(resid, batch, looked, first=first, last=stop, cache=cache)
+        if past is not None:
+            real = torch.ones_like(batch.tokens).bool() if reading.real is None else reading.real
+            past.keep(seen.seen, real)
     if call.stop_at_layer is not None:
         return resid
     if call.return_type is None:

@@ -119,34 +119,50 @@ class HookedTransformer(Running, Caching, Generating, Storing, Training, Flags):
     def from_pretrained_no_processing(
         cls,
         model_name: "str | Path | Transformer",
-        hf_model: "PreTrainedModel | None" = None,
-        device: str | torch.device | None = None,
-        tokenizer: object | None = None,
+        fold_ln: bool = False,
+        center_writing_weights: bool = False,
+        center_unembed: bool = False,
+        refactor_factored_attn_matrices: bool = False,
+        fold_value_biases: bool = False,
+        dtype: torch.dtype | str = torch.float32,
         default_prepend_bos: bool | None = None,
         default_padding_side: PaddingSide = "right",
-        dtype: torch.dtype | str = "float32",
+        *,
+        checkpoint_index: int | None = None,
+        checkpoint_value: int | None = None,
+        hf_model: "PreTrainedModel | None" = None,
+        device: str | torch.device | None = None,
+        n_devices: int = 1,
+        tokenizer: object | None = None,
+        move_to_device: bool = True,
         first_n_layers: int | None = None,
         n_ctx: int | None = None,
     ) -> "HookedTransformer":
-        """The same with the weights as they are.
+        """The same with the weights as they are, but for what is asked for.
 
         Raises:
             UnknownNameError: If there is no such model.
+            OptionError: If an option asks for what is not built here.
         """
         return cls.from_pretrained(
             model_name,
-            fold_ln=False,
-            center_writing_weights=False,
-            center_unembed=False,
-            fold_value_biases=False,
-            hf_model=hf_model,
-            device=device,
-            tokenizer=tokenizer,
-            default_prepend_bos=default_prepend_bos,
-            default_padding_side=default_padding_side,
-            dtype=dtype,
-            first_n_layers=first_n_layers,
-            n_ctx=n_ctx,
+            fold_ln,
+            center_writing_weights,
+            center_unembed,
+            refactor_factored_attn_matrices,
+            checkpoint_index,
+            checkpoint_value,
+            hf_model,
+            device,
+            n_devices,
+            tokenizer,
+            move_to_device,
+            fold_value_biases,
+            default_prepend_bos,
+            default_padding_side,
+            dtype,
+            first_n_layers,
+            n_ctx,
         )
 
     @override

@@ -10,6 +10,7 @@ from torch import nn
 from workbench.compat.transformer_lens import processing
 from workbench.compat.transformer_lens.building import initialise
 from workbench.compat.transformer_lens.facade.state import State
+from workbench.compat.transformer_lens.weights import native_names
 from workbench.core.errors import OptionError
 
 Place: TypeAlias = torch.device | torch.dtype | str
@@ -42,8 +43,13 @@ class Training(State):
         return self._model.stack.parameters()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The same with their names in the stack, which are not the classic ones."""
-        return self._model.stack.named_parameters()
+        """The same with their classic names, so that "b_" and "W_" choose what they always chose.
+
+        They are the model's own, in its layout: `attn.W_Q` is (head·d_head d_model) here.
+        """
+        stack = self._model.stack
+        classic = {own: name for name, own in native_names(stack).items()}
+        return ((classic.get(own, own), weight) for own, weight in stack.named_parameters())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of the weights."""

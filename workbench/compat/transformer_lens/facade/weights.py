@@ -4,17 +4,38 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.compat.transformer_lens import processing
 from workbench.compat.transformer_lens.facade.state import State
 from workbench.compat.transformer_lens.factored_matrix import FactoredMatrix
-from workbench.compat.transformer_lens.weights import BlockWeights, NormWeights
+from workbench.compat.transformer_lens.weights import (
+    BlockWeights,
+    EmbedWeights,
+    NormWeights,
+    PosEmbedWeights,
+    UnembedWeights,
+)
 
 
 class Weights(State):
     """What a facade shows of its weights, and sums and products of them."""
+
+    @property
+    def embed(self) -> EmbedWeights:
+        """The token embedding, `embed.W_E`; may be called with ids."""
+        return EmbedWeights(self.W_E)
+
+    @property
+    def pos_embed(self) -> PosEmbedWeights:
+        """The learned positions, `pos_embed.W_pos`."""
+        return PosEmbedWeights(self.W_pos)
+
+    @property
+    def unembed(self) -> UnembedWeights:
+        """The unembedding, `unembed.W_U` and `unembed.b_U`; may be called with a normed stream."""
+        return UnembedWeights(self.W_U, self.b_U)
 
     @property
     def blocks(self) -> tuple[BlockWeights, ...]:
@@ -127,14 +148,6 @@ class Weights(State):
     def OV(self) -> FactoredMatrix:
         """W_V W_O of every head."""
         return FactoredMatrix(self.W_V, self.W_O)
-
-    def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The rows of W_E."""
-        return self.W_E[tokens]
-
-    def unembed(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
-        """The logits of what the final norm gave."""
-        return residual @ self.W_U + self.b_U
 
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
