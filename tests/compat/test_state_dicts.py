@@ -4,6 +4,7 @@ The golden file holds what 2.18 itself writes. Where it is configured with LN an
 goes on applying the norm weights that the model had; ours is held against the unprocessed model.
 """
 
+import hashlib
 import io
 import json
 from functools import cache
@@ -121,6 +122,18 @@ def test_a_dict_survives_a_file_in_any_dtype(name: str, dtype: torch.dtype) -> N
     missing, left = other.load_state_dict(torch.load(file, weights_only=True))
     assert (missing, left) == ([], [])
     same(other.state_dict(), facade.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("mode", "digest"), json.loads((FOLDER / "inits.json").read_text(encoding="utf-8")).items()
+)
+def test_every_mode_draws_the_classic_s_weights_bit_for_bit(mode: str, digest: str) -> None:
+    state, found = torch.random.get_rng_state(), hashlib.sha256()
+    weights = built("grouped", seed=3, init_mode=mode).state_dict()
+    for key in sorted(weights):
+        found.update(key.encode() + weights[key].contiguous().numpy().tobytes())
+    assert found.hexdigest() == digest
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 # --- the older layouts ----------------------------------------------------------------------------

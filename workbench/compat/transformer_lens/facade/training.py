@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from workbench.compat.transformer_lens import processing
-from workbench.compat.transformer_lens.building import initialise
 from workbench.compat.transformer_lens.facade.state import State
+from workbench.compat.transformer_lens.initialising import initialise
 from workbench.compat.transformer_lens.weights import native_names
 from workbench.core.errors import OptionError
 
@@ -74,7 +74,7 @@ class Training(State):
         """Draws the weights anew, from a generator seeded with `cfg.seed`.
 
         Raises:
-            OptionError: If the model was loaded, or `init_mode` is not built here.
+            OptionError: If the model was loaded.
         """
         if not self._trainable:
             raise OptionError("init_weights", "of a model made from a configuration", repr(self))
