@@ -46,7 +46,7 @@ def _hidden(name: str, value: Tensor) -> float:
 
 MODES: Mapping[str, Mode] = MappingProxyType(
     {
-        "gpt2": lambda cfg, *_: _normal(cfg.initializer_range),
+        "gpt2": lambda cfg, _, __: _normal(cfg.initializer_range),
         "xavier_uniform": lambda cfg, _, value: _uniform(
             cfg.initializer_range * math.sqrt(6.0 / sum(_fans(value)))
         ),

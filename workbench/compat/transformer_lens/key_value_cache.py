@@ -89,7 +89,7 @@ class HookedTransformerKeyValueCache:
         batch_size: int = 1,
     ) -> "HookedTransformerKeyValueCache":
         """An empty cache."""
-        shape = (batch_size, 0, cfg.groups, cfg.d_head)
+        shape = (batch_size, 0, cfg.key_heads, cfg.d_head)
 
         def nothing() -> Tensor:
             return torch.empty(shape, device=device, dtype=cfg.dtype)

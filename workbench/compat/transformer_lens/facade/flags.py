@@ -26,17 +26,25 @@ class Flags(State):
         Raises:
             OptionError: If heads are grouped, so that no one tensor feeds all three.
         """
-        if use_attn_in and self.cfg.groups != self.cfg.n_heads:
+        if use_attn_in and self._grouped:
             raise OptionError("use_attn_in", "False with grouped heads", use_attn_in)
         self.cfg.use_attn_in = use_attn_in
 
     def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
-        """Accepted where heads are not grouped.
+        """Whether keys and values have a head for every query head, and not one per group.
+
+        What runs is then a view whose heads can be told apart at `hook_k`, `hook_v` and their
+        inputs; it says the same, and costs the repeated weights. `W_K` and state dicts stay.
 
         Raises:
-            OptionError: If they are: keys and values have one head per group here.
+            OptionError: If the weights are being trained, and a view would not follow them.
         """
-        if ungroup_grouped_query_attention and self.cfg.groups != self.cfg.n_heads:
-            allowed = "False: hook_k and hook_v have one head per group here"
+        if ungroup_grouped_query_attention and self._trainable and self._grouped:
+            allowed = "False where weights are trained: a view would not follow them"
             raise OptionError("ungroup_grouped_query_attention", allowed, True)  # noqa: FBT003
         self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
+        self._bind(self._base)
+
+    @property
+    def _grouped(self) -> bool:
+        return self.cfg.groups != self.cfg.n_heads

@@ -18,6 +18,7 @@ from workbench.core.protocols import Vocabulary
 from workbench.models.load import as_vocabulary
 from workbench.models.transformer import Transformer
 from workbench.models.views.folded import Parity
+from workbench.models.views.stacks import ungrouped
 
 
 class State:
@@ -51,9 +52,11 @@ class State:
         return self._model
 
     def _bind(self, model: Transformer) -> None:
+        """Shows a model: its weights, and itself or a view of it as what runs."""
         if self._trainable:
             model.stack.requires_grad_(requires_grad=True)
-        self._model = model
+        apart = self.cfg.ungroup_grouped_query_attention and self.cfg.groups != self.cfg.n_heads
+        self._base, self._model = model, ungrouped(model) if apart else model
         self._weights = ClassicWeights(model.stack, keep=not self._trainable)
 
     def _speak(self, vocabulary: Vocabulary, side: PaddingSide) -> None:

@@ -32,7 +32,7 @@ class Storing(State):
         found = found if self.cfg.n_key_value_heads is None else grouped(found)
         if not buffers:
             return found
-        return found | constants(self._model.stack, self.cfg.n_ctx, self._model.device)
+        return found | constants(self._base.stack, self.cfg.n_ctx, self._base.device)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor], strict: bool = True
@@ -49,7 +49,7 @@ class Storing(State):
             WeightsError: If `strict` and names are missing or left over; if shapes differ, a weight
                 is given twice, or a mask or rotary table is another model's.
         """
-        model, left = loaded(self._model, state_dict, strict=strict, in_place=self._trainable)
+        model, left = loaded(self._base, state_dict, strict=strict, in_place=self._trainable)
         self._bind(model)
         self.parity = None
         return left
@@ -108,8 +108,8 @@ class Storing(State):
     def _own(self) -> Transformer:
         """What a view is made of, which freezes it: a copy where the weights are being trained."""
         if not self._trainable:
-            return self._model
-        return like(self._model, cloned(self._model.stack), "")
+            return self._base
+        return like(self._base, cloned(self._base.stack), "")
 
     def _show(self, model: Transformer, flags: Folding) -> None:
         view, self.parity = processing.processed(model, flags)

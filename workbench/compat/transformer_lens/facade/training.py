@@ -22,8 +22,8 @@ class Training(State):
 
     def to(self: Facade, device_or_dtype: Place, print_details: bool = True) -> Facade:  # noqa: ARG002
         """Moves or converts the weights; a loaded model stays where it is, and is copied."""
-        self._bind(processing.moved(self._model, device_or_dtype, in_place=self._trainable))
-        self.cfg.device, self.cfg.dtype = str(self._model.device), self._model.dtype
+        self._bind(processing.moved(self._base, device_or_dtype, in_place=self._trainable))
+        self.cfg.device, self.cfg.dtype = str(self._base.device), self._base.dtype
         return self
 
     def cuda(self: Facade, device: int | str | torch.device | None = None) -> Facade:
@@ -40,20 +40,20 @@ class Training(State):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights; only those of a facade made from a configuration take gradients."""
-        return self._model.stack.parameters()
+        return self._base.stack.parameters()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The same with their classic names, so that "b_" and "W_" choose what they always chose.
 
         They are the model's own, in its layout: `attn.W_Q` is (head·d_head d_model) here.
         """
-        stack = self._model.stack
+        stack = self._base.stack
         classic = {own: name for name, own in native_names(stack).items()}
         return ((classic.get(own, own), weight) for own, weight in stack.named_parameters())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients of the weights."""
-        self._model.stack.zero_grad(set_to_none=set_to_none)
+        self._base.stack.zero_grad(set_to_none=set_to_none)
 
     def train(self: Facade, mode: bool = True) -> Facade:
         """Marks the facade as training.
@@ -78,4 +78,4 @@ class Training(State):
         """
         if not self._trainable:
             raise OptionError("init_weights", "of a model made from a configuration", repr(self))
-        initialise(self._model.stack, self.cfg)
+        initialise(self._base.stack, self.cfg)
