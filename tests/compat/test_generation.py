@@ -179,6 +179,22 @@ def test_a_part_of_the_blocks_reads_on_and_the_rest_is_not_made_up(kind: str) ->
         facade(IDS[:, :1], past_kv_cache=cache)
 
 
+def test_a_mask_of_all_tokens_says_of_those_in_the_cache_what_the_cache_says() -> None:
+    facade, cache = raw("gpt2"), empty(raw("gpt2"))
+    mask = torch.ones(2, 7)
+    mask[0, :2] = 0
+    facade(IDS[:, :4], attention_mask=mask[:, :4], past_kv_cache=cache)
+    cache.freeze()
+    new, rest = IDS[:, 4:], mask[:, 4:]
+    whole = logits(facade, new, attention_mask=mask, past_kv_cache=cache)
+    assert torch.equal(whole, logits(facade, new, attention_mask=rest, past_kv_cache=cache))
+    tiny.close(whole, logits(facade, attention_mask=mask)[:, 4:], 1e-5)
+    with pytest.raises(OptionError, match="attention_mask must be as in past_kv_cache"):
+        facade(new, attention_mask=torch.ones(2, 7), past_kv_cache=cache)
+    with pytest.raises(ShapeError, match=r"attention_mask: expected \(2, 3\)"):
+        facade(new, attention_mask=torch.ones(2, 6), past_kv_cache=cache)
+
+
 def test_a_frozen_cache_is_read_and_not_added_to() -> None:
     facade, cache = raw("gpt2"), empty(raw("gpt2"))
     facade(IDS[:, :4], past_kv_cache=cache)

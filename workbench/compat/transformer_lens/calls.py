@@ -108,7 +108,7 @@ def read(call: Call, model: Model, texts: Texts | None) -> Read:
     """
     past = call.past_kv_cache
     if _is_stream(call.given):
-        stream = torch.as_tensor(call.given)
+        stream = _checked_stream(call, model)
         ids, real = call.tokens, None
         shape = stream.shape[:2]
     else:
@@ -116,7 +116,8 @@ def read(call: Call, model: Model, texts: Texts | None) -> Read:
         ids, real = _ids(call, model, texts)
         shape = ids.shape
         _check(model, ids)
-    real = _masked(call.attention_mask, real, (shape[0], shape[1]), model.device)
+    if call.attention_mask is not None:
+        real = _masked(call.attention_mask.to(model.device).bool(), past, (shape[0], shape[1]))
     start = torch.zeros(shape[0], dtype=torch.long, device=model.device)
     cache = None
     if past is not None:
@@ -189,18 +190,40 @@ def _guessed(call: Call, ids: Tensor, texts: Texts | None) -> Bool[Tensor, "batc
     return mine.mask(ids) if mine.padding_side == "left" and ids.shape[1] > 1 else None
 
 
+def _checked_stream(call: Call, model: Model) -> Resid:
+    """The stream that a call begins with.
+
+    Raises:
+        ShapeError: If it is none of this model's, or `tokens` are not what it is of.
+    """
+    stream, width = torch.as_tensor(call.given), model.sizes.d_model
+    if stream.ndim != 3 or stream.shape[-1] != width:
+        raise ShapeError("input", f"(batch pos {width})", str(tuple(stream.shape)))
+    if call.tokens is not None and call.tokens.shape != stream.shape[:2]:
+        raise ShapeError("tokens", str(tuple(stream.shape[:2])), str(tuple(call.tokens.shape)))
+    return stream
+
+
 def _masked(
-    mask: Tensor | None,
-    real: Bool[Tensor, "batch pos"] | None,
+    given: Bool[Tensor, "batch all_pos"],
+    past: HookedTransformerKeyValueCache | None,
     shape: tuple[int, int],
-    device: torch.device,
-) -> Bool[Tensor, "batch pos"] | None:
-    if mask is None:
-        return real
-    given = mask.to(device).bool()
-    given = given[:, -shape[1] :] if given.ndim == 2 and given.shape[1] > shape[1] else given
+) -> Bool[Tensor, "batch pos"]:
+    """A mask of the new tokens, or of those in the cache too, of which it must say the same.
+
+    Raises:
+        ShapeError: If it is of neither.
+        OptionError: If it says something else of those in the cache.
+    """
+    if past is not None and given.shape[1] > shape[1]:
+        before = past.previous_attention_mask.to(given.device).bool()
+        old, given = given[:, : -shape[1]], given[:, -shape[1] :]
+        if old.shape == before.shape and not torch.equal(old, before):
+            raise OptionError("attention_mask", "as in past_kv_cache for what was read", "another")
+        if old.shape != before.shape:
+            given = torch.cat([old, given], 1)
     if tuple(given.shape) != shape:
-        raise ShapeError("attention_mask", f"{shape} (batch pos)", str(tuple(mask.shape)))
+        raise ShapeError("attention_mask", f"{shape} (batch pos)", str(tuple(given.shape)))
     return given
 
 
