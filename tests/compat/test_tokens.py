@@ -134,7 +134,7 @@ def test_threads_pad_on_different_sides_at_once() -> None:
 
     def work(which: int) -> bool:
         return all(
-            made.to_tokens(texts, **options[which]).tolist() == alone[which] for _ in range(100)
+            made.to_tokens(texts, **options[which]).tolist() == alone[which] for _ in range(250)
         )
 
     with tiny.unchecked(), ThreadPoolExecutor(4) as pool:

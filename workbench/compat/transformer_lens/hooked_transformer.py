@@ -94,12 +94,9 @@ class HookedTransformer(Running, Caching, Generating, Storing, Training, Flags):
         """
         processing.refuse_checkpoints(checkpoint_index, checkpoint_value, n_devices)
         flags = Folding(
-            fold_ln,
-            center_writing_weights,
-            center_unembed,
-            fold_value_biases,
+            fold_ln, center_writing_weights, center_unembed, fold_value_biases,
             refactor_factored_attn_matrices,
-        )
+        )  # fmt: skip
         if isinstance(model_name, Transformer):
             model = model_name
         else:
@@ -145,25 +142,11 @@ class HookedTransformer(Running, Caching, Generating, Storing, Training, Flags):
             OptionError: If an option asks for what is not built here.
         """
         return cls.from_pretrained(
-            model_name,
-            fold_ln,
-            center_writing_weights,
-            center_unembed,
-            refactor_factored_attn_matrices,
-            checkpoint_index,
-            checkpoint_value,
-            hf_model,
-            device,
-            n_devices,
-            tokenizer,
-            move_to_device,
-            fold_value_biases,
-            default_prepend_bos,
-            default_padding_side,
-            dtype,
-            first_n_layers,
-            n_ctx,
-        )
+            model_name, fold_ln, center_writing_weights, center_unembed,
+            refactor_factored_attn_matrices, checkpoint_index, checkpoint_value, hf_model, device,
+            n_devices, tokenizer, move_to_device, fold_value_biases, default_prepend_bos,
+            default_padding_side, dtype, first_n_layers, n_ctx,
+        )  # fmt: skip
 
     @override
     def __repr__(self) -> str:
