@@ -7,6 +7,7 @@ the engine's own; 19, 20 in test_generation; 22 to 25 in the tests of the analys
 test_goldens; 29, 30 in test_weights; 31 in test_tokens; 32 in test_threads.
 """
 
+import copy
 from typing import Any
 
 import pytest
@@ -185,6 +186,34 @@ def test_parameters_are_chosen_by_their_classic_names() -> None:
     still = {name for name, weight in named.items() if weight.grad is None}
     assert still == {name for name in named if ".b_" in name or "._b_" in name}
     assert all(weight.is_leaf for weight in named.values())
+
+
+def test_what_was_frozen_stays_frozen_whatever_is_loaded_or_moved() -> None:
+    facade = HookedTransformer(ours("layer_norm").cfg)
+    for name, weight in facade.named_parameters():
+        weight.requires_grad = ".b_" not in name
+    facade.load_state_dict(ours("layer_norm").state_dict())
+    for each in (facade, facade.to(torch.float64), copy.deepcopy(facade)):
+        frozen = {name for name, weight in each.named_parameters() if not weight.requires_grad}
+        assert frozen == {name for name in each.state_dict() if ".b_" in name}
+
+
+def test_a_deep_copy_has_weights_and_hooks_of_its_own() -> None:
+    facade, ids = HookedTransformer(ours("layer_norm").cfg).train(), torch.tensor([[1, 2, 3]])
+    facade.add_hook("hook_embed", lambda value, hook: hook.ctx.update(seen=1) or value * 2)
+    said = logits(facade, ids)
+    other = copy.deepcopy(facade)
+    assert tiny.same_bytes(logits(other, ids).detach(), said.detach())
+    assert other.training
+    assert other.hook_dict["hook_embed"].ctx == {"seen": 1}
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.zero_()
+    other.reset_hooks()
+    assert tiny.same_bytes(logits(facade, ids).detach(), said.detach())
+    frozen = copy.deepcopy(raw("llama"))
+    assert tiny.same_bytes(logits(frozen), logits(raw("llama")))
+    assert not any(weight.requires_grad for weight in frozen.parameters())
 
 
 def test_processing_that_is_asked_for_by_the_plain_loader_is_done() -> None:

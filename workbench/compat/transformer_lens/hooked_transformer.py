@@ -27,7 +27,7 @@ from workbench.compat.transformer_lens.tokens import PaddingSide
 from workbench.models.load import load
 from workbench.models.transformer import Transformer
 from workbench.models.views.folded import Folding
-from workbench.models.views.stacks import first_blocks
+from workbench.models.views.stacks import cloned, first_blocks, like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -147,6 +147,18 @@ class HookedTransformer(Running, Caching, Generating, Storing, Training, Flags):
             n_devices, tokenizer, move_to_device, fold_value_biases, default_prepend_bos,
             default_padding_side, dtype, first_n_layers, n_ctx,
         )  # fmt: skip
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "HookedTransformer":
+        """One with weights of its own, and the hooks that were added to this one."""
+        model = like(self._base, cloned(self._base.stack), "")
+        made = HookedTransformer(self.cfg, self._vocabulary, False, self._side, model=model)  # noqa: FBT003
+        made._trainable, made.training, made.parity = self._trainable, self.training, self.parity
+        for weight, own in zip(self.parameters(), made.parameters(), strict=True):
+            own.requires_grad = weight.requires_grad
+        made._bind(model)
+        made._hooks.take(self._hooks)
+        memo[id(self)] = made
+        return made
 
     @override
     def __repr__(self) -> str:

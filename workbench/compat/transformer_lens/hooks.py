@@ -6,6 +6,7 @@ a facade never see each other's.
 """
 # ruff: noqa: FBT001, FBT002, A002 - the classic signatures
 
+import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -187,6 +188,13 @@ class Hooks:
     def at(self, name: str, direction: Direction) -> list[Registered]:
         """The hooks at a name, in order."""
         return [h for h in self.current() if name in h.names and h.direction == direction]
+
+    def take(self, other: "Hooks") -> None:
+        """Adds what was added to another, and a copy of what its functions keep."""
+        with self._lock:
+            self._added = (*self._added, *other._added)  # noqa: SLF001 - of our own kind
+        for name, context in other.contexts.items():
+            self.contexts[name].update(copy.deepcopy(context))
 
     def clear_contexts(self) -> None:
         """Empties the `ctx` of every site."""

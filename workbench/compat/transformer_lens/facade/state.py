@@ -41,7 +41,7 @@ class State:
         given = given if tokenizer is None else as_vocabulary(tokenizer)
         if given is not None:
             self._speak(given, side)
-        self._bind(build(self.cfg, given) if model is None else model)
+        self._bind(learning(build(self.cfg, given)) if model is None else model)
         names = [str(site) for site in self._model.sites]
         self._hooks = Hooks(self._enabled, names)
         self.hook_dict = {name: SitePoint(name, self._hooks) for name in names}
@@ -53,8 +53,6 @@ class State:
 
     def _bind(self, model: Transformer) -> None:
         """Shows a model: its weights, and itself or a view of it as what runs."""
-        if self._trainable:
-            model.stack.requires_grad_(requires_grad=True)
         apart = self.cfg.ungroup_grouped_query_attention and self.cfg.groups != self.cfg.n_heads
         self._base, self._model = model, ungrouped(model) if apart else model
         self._weights = ClassicWeights(model.stack, keep=not self._trainable)
@@ -84,3 +82,9 @@ class State:
 
     def _enabled(self) -> list[str]:
         return [str(site) for site in self._model.sites if enabled(self.cfg, site)]
+
+
+def learning(model: Transformer) -> Transformer:
+    """The same, whose weights take gradients."""
+    model.stack.requires_grad_(requires_grad=True)
+    return model

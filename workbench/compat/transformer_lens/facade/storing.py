@@ -7,7 +7,7 @@ from torch import Tensor
 
 from workbench.compat.transformer_lens import processing
 from workbench.compat.transformer_lens.describe import config_of
-from workbench.compat.transformer_lens.facade.state import State
+from workbench.compat.transformer_lens.facade.state import State, learning
 from workbench.compat.transformer_lens.layouts import constants, grouped
 from workbench.compat.transformer_lens.state_dicts import (
     Incompatible,
@@ -114,4 +114,4 @@ class Storing(State):
     def _show(self, model: Transformer, flags: Folding) -> None:
         view, self.parity = processing.processed(model, flags)
         self.cfg.normalization_type = config_of(view).normalization_type
-        self._bind(view)
+        self._bind(learning(view) if self._trainable else view)
