@@ -36,7 +36,7 @@ class State:
         self.training = False
         self._trainable = model is None
         self._vocabulary: Vocabulary | None = None
-        self._side: PaddingSide = side
+        self._side: PaddingSide = _checked(side)
         given = None if model is None else model.tokenizer
         given = given if tokenizer is None else as_vocabulary(tokenizer)
         if given is not None:
@@ -58,9 +58,7 @@ class State:
         self._weights = ClassicWeights(model.stack, keep=not self._trainable)
 
     def _speak(self, vocabulary: Vocabulary, side: PaddingSide) -> None:
-        if side not in ("left", "right"):
-            raise OptionError("default_padding_side", "'left' or 'right'", side)
-        self._vocabulary, self._side = vocabulary, side
+        self._vocabulary, self._side = vocabulary, _checked(side)
         self.cfg.tokenizer_prepends_bos = len(vocabulary.encode("")) > 0
 
     def _texts(self) -> Texts:
@@ -88,3 +86,9 @@ def learning(model: Transformer) -> Transformer:
     """The same, whose weights take gradients."""
     model.stack.requires_grad_(requires_grad=True)
     return model
+
+
+def _checked(side: PaddingSide) -> PaddingSide:
+    if side not in ("left", "right"):
+        raise OptionError("default_padding_side", "'left' or 'right'", side)
+    return side
