@@ -23,7 +23,7 @@ from workbench.core.data import Batch, Contrast
 from workbench.core.direction import Direction
 from workbench.core.errors import WorkbenchError
 from workbench.core.estimate import Estimate, estimate
-from workbench.core.generate import Generation, Piece, generate
+from workbench.core.generate import Generation, Piece, Stream, generate
 from workbench.core.gradients import Tangents, gradients, jvp, vjp
 from workbench.core.grid import Grid
 from workbench.core.harvest import Harvest, harvest, harvest_into
@@ -64,6 +64,7 @@ __all__ = [
     "Result",
     "Site",
     "Spans",
+    "Stream",
     "SweepResult",
     "Tangents",
     "Tap",

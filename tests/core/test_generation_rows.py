@@ -55,19 +55,14 @@ def test_what_holds_for_all_rows_acts_before_what_holds_for_one() -> None:
 
 def test_plans_that_do_not_fit_are_refused() -> None:
     model: Any = tiny.model()
-    streamed: Any = {"record": POST, "stream": True}
     with pytest.raises(OptionError, match=r"plans must be 3 plans, one per row"):
         wb.generate(model, PROMPTS, plans=[[], []])
     with pytest.raises(OptionError, match=r"plans\[1\]\[0\]\.rows must be left out"):
         wb.generate(model, PROMPTS, plans=[[], [push(1, rows=[0])], []])
-    with pytest.raises(OptionError, match="record must be left out with stream=True"):
-        wb.generate(model, "a", **streamed)
     with pytest.raises(OptionError, match="prefill_chunk must be left out with use_cache=False"):
         wb.generate(model, "a", prefill_chunk=2, use_cache=False)
     with pytest.raises(OptionError, match="prefill_chunk must be 1 or more"):
         wb.generate(model, "a", prefill_chunk=0)
-    with pytest.raises(OptionError, match="record must be without sites whose keys"):
-        wb.generate(model, "a", record="blocks.0.attn.hook_pattern")
     for name, two in (
         ("temperature", [1.0, 1.0]),
         ("top_k", [1, 1]),

@@ -17,7 +17,7 @@ from typing_extensions import override
 from workbench.core.axes import Positions, Real, Tokens
 from workbench.core.errors import AlignmentError, OptionError, PromptError, ShapeError
 from workbench.core.options import index, iterated
-from workbench.core.standing import Content, Place
+from workbench.core.standing import Content, Keys, Place
 
 if TYPE_CHECKING:
     from workbench.core.protocols import Model
@@ -34,7 +34,8 @@ class Batch:
     `start` counts the content tokens before this pass (those in the cache), `prompt` the content
     tokens of each row's prompt; `real` is None where there are no pads. `said` are the content
     tokens by absolute position, -1 where there is none yet: what scopes that look for tokens need
-    where a pass continues another.
+    where a pass continues another. `keys` says the same of the columns of a cache, those of this
+    pass included: the position of each, -1 for a pad; None where a row's stand without a gap.
     """
 
     tokens: Tokens
@@ -42,6 +43,7 @@ class Batch:
     start: Int[Tensor, " batch"]
     prompt: Int[Tensor, " batch"]
     said: Content | None = None
+    keys: Keys | None = None
 
     @cached_property
     def positions(self) -> Positions:
@@ -57,6 +59,11 @@ class Batch:
         if self.real is None:
             return torch.full_like(self.start, self.tokens.shape[1])
         return self.real.sum(1)
+
+    @cached_property
+    def ends(self) -> Int[Tensor, " batch"]:
+        """Content tokens of each row, those before this pass included."""
+        return self.start + self.lengths
 
     @cached_property
     def last(self) -> Int[Tensor, " batch"]:
@@ -78,7 +85,8 @@ class Batch:
         ends = int(self.prompt.min()), int(self.prompt.max())
         whole = self.said is None and low == 0 and not bool(self.start.any())
         tokens = self.tokens if whole else None
-        return Place(self.positions, self.real, self.prompt, low, high, *ends, tokens, self.said)
+        told = tokens, self.said, self.keys
+        return Place(self.positions, self.real, self.prompt, low, high, *ends, *told)
 
     def columns(self, first: int, last: int | None = None) -> "Batch":
         """The pass over the columns from `first` to `last` (exclusive), those before being done."""

@@ -5,7 +5,7 @@ every row are kept by position, so scopes and schedules mean the same however a 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -61,6 +61,9 @@ class Writer:
         self._said[:, :width] = batch.place.content
         self._lengths = batch.prompt.clone()
         self._cache = new_cache(model, rows, width + room) if manner.cached else None
+        # Where the cache's columns stand, for those who ask by position: rows may have gaps.
+        asked = capture.keyed or any(one.keys is not None for one in program.plan)
+        self._keys = torch.full_like(self._said, -1) if manner.cached and asked else None
 
     def prefill(self) -> Answers:
         """Logits after the prompts."""
@@ -107,6 +110,8 @@ class Writer:
                 self._pass(part, own, program, ledger, rows=group.rows)
             self._ledger.absorb(ledger, group.indices, len(group.rows))
             cache.adopt(own, group.rows)
+        if self._keys is not None:
+            self._keys[:, :columns] = torch.arange(columns, device=whole.device)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         width = batch.tokens.shape[1]
@@ -153,6 +158,7 @@ class Writer:
         rows: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch column d_vocab"]:
         """One forward; logits of some columns, or of none: only what is tapped there is made."""
+        batch = self._told(batch, cache) if rows is None else batch
         recorder = self.capture.begin()
         seen = (recorder,) if self.capture.sites else ()
         tap = chain(*self._checks, program.tap(batch.place, ledger), *seen)
@@ -163,6 +169,16 @@ class Writer:
             logits = unembed_at(self._model, resid, tap, at)
         self.capture.keep(recorder, batch, rows)
         return logits
+
+    def _told(self, batch: Batch, cache: KeyValueCache | None) -> Batch:
+        """The pass with the positions of its keys, where somebody may ask for them."""
+        if self._keys is None or cache is None:
+            return batch
+        start, end = cache.length, cache.length + batch.tokens.shape[1]
+        real = batch.real
+        own = batch.positions if real is None else batch.positions.masked_fill(~real, -1)
+        self._keys[:, start:end] = own
+        return replace(batch, keys=self._keys[:, :end])
 
     def _locate(self) -> None:
         """Runs the text so far in one pass, which stops at the first site that is not finite."""
