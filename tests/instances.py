@@ -39,9 +39,14 @@ def leaves(kind: type) -> Iterator[type]:
 
 def values_of(name: str, annotation: Any, width: int) -> list[Any]:
     """Values for a field, by its type."""
-    by_name: dict[str, Any] = {"closing": (3,), "stop": 6, "factor": -0.5}
+    by_name: dict[str, list[Any]] = {
+        "closing": [(3,)],
+        "stop": [6],
+        "factor": [-0.5],
+        "pattern": ["[\x01\x03]\x02?", "\x02(?!\x03)"],
+    }
     if name in by_name:
-        return [by_name[name]]
+        return by_name[name]
     orthonormal = torch.linalg.qr(tiny.normal(max(width, 2), 2, seed=9)).Q.T.contiguous()
     known: dict[str, list[Any]] = {
         "float": [0.75],
