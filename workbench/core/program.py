@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from workbench.core.axes import GROUPED, HEAD_INPUTS, READ_NORM
 from workbench.core.banks import Bank, Part, Selected, parts_of
+from workbench.core.data import Batch
 from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
 from workbench.core.interventions import Intervention
 from workbench.core.masks import key_mask, mask_of, scheduled
@@ -26,6 +27,8 @@ from workbench.core.protocols import Model
 from workbench.core.sites import Site, select
 from workbench.core.standing import Place, Scope, Selection
 from workbench.core.tap import UNTAPPED, Tap
+
+Places = Sequence[Mapping[int, Sequence[int]]]  # of interventions in a plan, for which rows
 
 
 @final
@@ -60,12 +63,16 @@ class Ledger:
         self._tokens[index].append(tokens)
         self._squares[index].append(squares)
 
-    def absorb(self, other: "Ledger", indices: Sequence[int], times: int) -> None:
-        """Adds the account of one row for `times` rows; `indices` are its plan's places in ours."""
-        for index, (acted, tokens, squares) in zip(indices, other.totals(), strict=True):
-            self._acted[index] += acted
-            self._tokens[index].append(tokens * times)
-            self._squares[index].append(squares * times)
+    def absorb(self, other: "Ledger", places: Places) -> None:
+        """Adds the account of a run of one row that stood for several.
+
+        Of each of its interventions, `places` say which ones of ours it was, in which rows.
+        """
+        for mine, (acted, tokens, squares) in zip(places, other.totals(), strict=True):
+            for index, rows in mine.items():
+                self._acted[index] += acted
+                self._tokens[index].append(tokens * len(rows))
+                self._squares[index].append(squares * len(rows))
 
     def totals(self) -> tuple[tuple[int, int, float], ...]:
         """How often each intervention acted, on how many tokens, and the squares of its change."""
@@ -109,24 +116,25 @@ class Program:
     def finish(
         self,
         ledger: Ledger,
-        prompts: Sequence[int],
+        batch: Batch,
         ended: str,
         *,
         lengths: Sequence[int] | None = None,
     ) -> tuple[Receipt, ...]:
         """The receipts, once every intervention has acted as it must.
 
-        `lengths` are those of the finished texts, where they are longer than the prompts.
+        `lengths` are those of the finished texts, where they are longer than those of the `batch`.
 
         Raises:
             NeverActedError: If one that is not optional never acted.
             EmptySelectionError: If one names positions that no row has.
         """
         receipts = ledger.receipts()
+        prompts = batch.prompt.tolist()
+        reached = batch.ends.tolist() if lengths is None else lengths
         for i, (one, receipt) in enumerate(zip(self.plan, receipts, strict=True)):
             if one.optional:
                 continue
-            reached = prompts if lengths is None else lengths
             missed = (
                 *one.positions.missed(prompts, reached),
                 *(key for key in one.keys or () if key >= max(reached)),

@@ -110,7 +110,7 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         model=model,
         batch=batch,
         plan=program.plan,
-        receipts=program.finish(ledger, batch.prompt.tolist(), asked.ended),
+        receipts=program.finish(ledger, batch, asked.ended),
         activations=MappingProxyType(
             dict(replay.kept()) if replay else in_order(recorder.recorded(), asked.sites)
         ),
