@@ -15,7 +15,7 @@ The nouns are in `ARCHITECTURE.md`; methods are found in `workbench.attribution`
 `.lenses`, probes in `probes`.
 """
 
-from workbench.core import metrics, schedules, scopes, sinks
+from workbench.core import gates, metrics, schedules, scopes, sinks
 from workbench.core import operators as ops
 from workbench.core.activation_store import ActivationStore
 from workbench.core.activation_writer import store_activations, store_size
@@ -71,6 +71,7 @@ __all__ = [
     "Trace",
     "WorkbenchError",
     "estimate",
+    "gates",
     "generate",
     "gradients",
     "harvest",

@@ -183,7 +183,8 @@ def _whole(one: Intervention) -> bool:
 
 
 def _same(one: Intervention) -> Hashable:
-    return id(one.operator), one.sites, one.size, one.heads, one.neurons, one.keys
+    parts = one.sites, one.size, one.heads, one.neurons, one.keys
+    return id(one.operator), id(one.gate), *parts
 
 
 def _acts(chosen: Selection, row: int) -> bool:

@@ -120,7 +120,7 @@ class Writer:
         program = compile_plan(group.plan, self._model, 1)
         for part in self._parts(prefix.one_row(self._prompts, group.rows[0], length)):
             self._pass(part, own, program, ledger, rows=group.rows)
-        self._ledger.absorb(ledger, group.places)
+        self._ledger.absorb(ledger, group.places, len(self._prompts.tokens))
         return own
 
     def _parts(self, batch: Batch) -> list[Batch]:
