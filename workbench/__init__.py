@@ -16,7 +16,7 @@ The nouns are in `ARCHITECTURE.md`; methods are found in `workbench.attribution`
 `.lenses`, probes in `probes`.
 """
 
-from workbench.core import metrics, schedules, scopes, sinks
+from workbench.core import gates, metrics, schedules, scopes, sinks
 from workbench.core import operators as ops
 from workbench.core.activation_store import ActivationStore
 from workbench.core.activation_writer import store_activations, store_size
@@ -24,7 +24,7 @@ from workbench.core.data import Batch, Contrast
 from workbench.core.direction import Direction
 from workbench.core.errors import WorkbenchError
 from workbench.core.estimate import Estimate, estimate
-from workbench.core.generate import Generation, Piece, generate
+from workbench.core.generate import Generation, Piece, Stream, generate
 from workbench.core.gradients import Tangents, gradients, jvp, vjp
 from workbench.core.grid import Grid
 from workbench.core.harvest import Harvest, harvest, harvest_into
@@ -67,12 +67,14 @@ __all__ = [
     "Site",
     "Spans",
     "SpilledTrace",
+    "Stream",
     "SweepResult",
     "Tangents",
     "Tap",
     "Trace",
     "WorkbenchError",
     "estimate",
+    "gates",
     "generate",
     "gradients",
     "harvest",

@@ -18,7 +18,7 @@ from workbench.core.axes import Positions, Real, Tokens
 from workbench.core.errors import AlignmentError, OptionError, PromptError, ShapeError
 from workbench.core.options import index, iterated
 from workbench.core.seen import Seen, seen_of
-from workbench.core.standing import Content, Place
+from workbench.core.standing import Content, Keys, Place
 
 if TYPE_CHECKING:
     from workbench.core.protocols import Model
@@ -36,7 +36,9 @@ class Batch:
     tokens of each row's prompt; `real` is None where there are no pads. `said` are the content
     tokens by absolute position, -1 where there is none yet: what scopes that look for tokens need
     where a pass continues another. `seen` says which keys a query may see, of those that causality
-    and pads leave; its keys are all columns up to this pass's last; None: all of them.
+    and pads leave; its keys are all columns up to this pass's last; None: all of them. `keys` tells
+    the columns of a cache, those of this pass included: the position of each, -1 for a pad; None
+    where a row's stand without a gap.
     """
 
     tokens: Tokens
@@ -45,6 +47,7 @@ class Batch:
     prompt: Int[Tensor, " batch"]
     said: Content | None = None
     seen: Seen | None = None
+    keys: Keys | None = None
 
     @cached_property
     def positions(self) -> Positions:
@@ -60,6 +63,11 @@ class Batch:
         if self.real is None:
             return torch.full_like(self.start, self.tokens.shape[1])
         return self.real.sum(1)
+
+    @cached_property
+    def ends(self) -> Int[Tensor, " batch"]:
+        """Content tokens of each row, those before this pass included."""
+        return self.start + self.lengths
 
     @cached_property
     def last(self) -> Int[Tensor, " batch"]:
@@ -81,7 +89,8 @@ class Batch:
         ends = int(self.prompt.min()), int(self.prompt.max())
         whole = self.said is None and low == 0 and not bool(self.start.any())
         tokens = self.tokens if whole else None
-        return Place(self.positions, self.real, self.prompt, low, high, *ends, tokens, self.said)
+        told = tokens, self.said, self.keys
+        return Place(self.positions, self.real, self.prompt, low, high, *ends, *told)
 
     def columns(self, first: int, last: int | None = None) -> "Batch":
         """The pass over the columns from `first` to `last` (exclusive), those before being done."""

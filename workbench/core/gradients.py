@@ -287,7 +287,7 @@ def _graph(  # noqa: PLR0913 - what is differentiated, and how often
     logits, values = (None, resid[:0, 0, 0]) if last else _read(model, batch, resid, tap, ends)
     ended = "its scope selects no token" if last is None else f"the run ended before block {last}"
     nodes = list(leaves.found().values())
-    program.finish(ledger, batch.prompt.tolist(), ended)
+    program.finish(ledger, batch, ended)
     outputs: dict[Name, Tensor] = {**in_order(recorder.recorded(), ends.sites)}
     return _Graph(nodes, outputs if logits is None else {**outputs, LOGITS: logits}, values)
 

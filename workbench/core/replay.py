@@ -143,9 +143,10 @@ def stream_name(layer: int) -> str:
 def can_replay(model: Model, plan: Plan) -> bool:
     """Whether a block can be made again: the plan is data, and blocks begin and end as streams.
 
-    A bare function may answer differently the second time, or count how often it is called.
+    A bare function may answer differently the second time, or count how often it is called; a gate
+    may read in an earlier block than it acts in.
     """
-    if not plan.replayable:
+    if not plan.replayable or any(one.gate is not None for one in plan):
         return False
     ends: dict[int, list[str]] = {}
     for site in model.sites:

@@ -117,7 +117,7 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         left = _in_parts(asked, parts, ledger, watched, spilled)
     else:
         left = _leave(asked, ledger, watched, spilled or as_it_is)
-    receipts = program.finish(ledger, batch.prompt.tolist(), asked.ended)
+    receipts = program.finish(ledger, batch, asked.ended)
     if spilled is not None:
         spilled.finish(asked, parts)
     return Trace(
@@ -166,7 +166,7 @@ def _in_parts(
     for number, part in enumerate(parts):
         own = Ledger(part.asked.program.plan)
         left = _leave(part.asked, own, watched, as_it_is if spill is None else spill.part(number))
-        ledger.absorb(own, part.indices, 1)
+        ledger.add(own, part.indices)
         if asked.logits and left.unembedded is not None:
             whole = _gather(asked, part, left.unembedded, whole)
         lefts.append(Left(left.activations, left.replay, None))

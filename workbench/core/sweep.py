@@ -245,7 +245,7 @@ def _base(
             at[layer], before = resid, layer
         resid = model.layers(resid, batch, tap, first=before, cache=kept)
         values = _read(model, batch, resid, tap, reader, 1)
-    program.finish(ledger, batch.prompt.tolist(), ENDED)
+    program.finish(ledger, batch, ENDED)
     return _Base(batch, values[0], at, kept)
 
 
@@ -287,7 +287,7 @@ def _ride(
             first = max(layer, 0)
             stream = model.layers(stream, batch, tap, first=first, last=last, cache=cache)
         values = _read(model, batch, stream, tap, reader, joined)
-    program.finish(ledger, batch.prompt.tolist(), ENDED)
+    program.finish(ledger, batch, ENDED)
     reached = base.batch.last >= column  # a row that ends before it cannot be moved
     return torch.where(reached, values, base.values)
 
