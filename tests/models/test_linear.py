@@ -138,6 +138,8 @@ def test_a_rearranged_model_is_the_same_model(rearranged: Transformer, tmp_path:
 
 def test_a_view_of_a_rearranged_model_has_its_own_weights(rearranged: Transformer) -> None:
     folded = rearranged.folded()
+    assert folded.model.stack.unembed.blocks is None  # which is another matrix here
+    assert rearranged.stack.unembed.blocks is not None
     assert folded.parity.difference < 1e-4
     ids = torch.arange(12).view(2, 6)
     halves = wb.run(rearranged, ids).logits.log_softmax(-1)

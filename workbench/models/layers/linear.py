@@ -73,6 +73,11 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks | No
     return blocks.multiply(x, bias)
 
 
+def of_its_weight(weight: Tensor, blocks: Blocks | None) -> Blocks | None:
+    """The blocks if they are of this weight, else None: their memory is given back."""
+    return blocks if blocks is not None and blocks.of(weight) else None
+
+
 def worthwhile(weight: Tensor) -> bool:
     """Whether blocks of this matrix are faster than it."""
     n_out, n_in = weight.shape
