@@ -7,6 +7,7 @@ import torch
 import workbench as wb
 from benchmarks.capture import captures
 from benchmarks.harness import OURS, Case
+from benchmarks.many import many
 from benchmarks.peers import PROMPT, Peers, tokens
 from benchmarks.steered import cases as steered
 
@@ -24,6 +25,7 @@ def cases(peers: Peers) -> Iterator[Case]:
     yield generate(peers)
     yield from steered(peers)
     yield from captures(peers)
+    yield from many(peers)
 
 
 def forward(peers: Peers, rows: int, columns: int) -> Case:
