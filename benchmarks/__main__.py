@@ -12,7 +12,17 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import capture, everything, forward, generation, growth, loading, sweeps, table
+from benchmarks import (
+    capture,
+    everything,
+    forward,
+    generation,
+    growth,
+    loading,
+    many,
+    sweeps,
+    table,
+)
 from benchmarks.peers import Peers
 from benchmarks.peers import load as load_peers
 
@@ -24,6 +34,7 @@ class Group(StrEnum):
     EVERYTHING = "everything"
     GENERATION = "generation"
     CAPTURE = "capture"
+    MANY = "many"
     SWEEPS = "sweeps"
     LOADING = "loading"
     GROWTH = "growth"
@@ -34,6 +45,7 @@ CASES: Mapping[Group, table.Cases] = {
     Group.EVERYTHING: everything.cases,
     Group.GENERATION: generation.cases,
     Group.CAPTURE: capture.cases,
+    Group.MANY: many.cases,
     Group.SWEEPS: sweeps.cases,
 }
 

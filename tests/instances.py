@@ -14,6 +14,7 @@ import torch
 
 import workbench as wb
 from tests import tiny
+from workbench.core.buckets import PartOperator
 from workbench.core.gates import Gate
 from workbench.core.operators import Function, Operator
 from workbench.core.place import Everywhere
@@ -88,8 +89,8 @@ def examples(kind: type, width: int) -> Iterator[Any]:
 
 
 def operators(width: int) -> dict[str, Operator]:
-    """One of each operator that is data."""
-    kinds = [kind for kind in leaves(Operator) if kind is not Function]
+    """One of each operator that a plan may hold as data; `PartOperator` is made within a run."""
+    kinds = [kind for kind in leaves(Operator) if kind not in (Function, PartOperator)]
     return {kind.__name__: next(examples(kind, width)) for kind in kinds}
 
 

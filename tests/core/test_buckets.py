@@ -1,5 +1,6 @@
 """A run in batches by length is the run of one batch: same rows, same shapes, same numbers."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +293,18 @@ def test_a_trace_in_batches_gives_new_tensors_and_one_block_at_a_time() -> None:
     assert len(trace) == len(tiny.model().sites)
     assert "blocks.0.hook_resid_pre" in trace
     assert repr(trace).startswith("Trace(")
+
+
+def test_threads_may_run_batches_at_once() -> None:
+    model, plan = tiny.model(), PLANS["per row"]
+    alone = wb.run(model, ROWS, plan=plan, max_tokens=18)
+
+    def one(_: int) -> tuple[Tensor, Tensor]:
+        trace = wb.run(model, ROWS, plan=plan, max_tokens=18, record="all")
+        return trace.logits, trace["blocks.2.hook_mlp_out"]
+
+    site = wb.run(model, ROWS, plan=plan, max_tokens=18, record="all")["blocks.2.hook_mlp_out"]
+    with tiny.unchecked(), ThreadPoolExecutor(8) as pool:
+        for logits, value in pool.map(one, range(24)):
+            assert tiny.same_bytes(logits, alone.logits)
+            assert tiny.same_bytes(value, site)

@@ -17,12 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core.data import Batch, Prompt
-from workbench.core.errors import (
-    EmptySelectionError,
-    NonFiniteError,
-    OptionError,
-    ShapeError,
-)
+from workbench.core.errors import EmptySelectionError
 from workbench.core.guards import check_need, gradients_need
 from workbench.core.metrics import Metric, TokenMetric, read_by
 from workbench.core.modes import outside_inference, with_graph
@@ -31,14 +26,19 @@ from workbench.core.plan import Interventions, as_plan
 from workbench.core.program import Ledger, block_of, compile_plan
 from workbench.core.protocols import Model
 from workbench.core.request import as_batch
-from workbench.core.run import in_order, not_finite, pick, unembed_at
+from workbench.core.run import in_order, pick, unembed_at
 from workbench.core.sites import Selector, Site, Sites, one_site, select
 from workbench.core.tap import Recorder, Tap, chain
-
-# At each site a vector of its activation's shape, or many.
-Vectors = Mapping[Site, Tensor] | Mapping[str, Tensor] | Mapping[str | Site, Tensor]
-Name = Site | str  # a site, or "logits"
-LOGITS = "logits"
+from workbench.core.vectors import (
+    LOGITS,
+    Name,
+    Vectors,
+    check_finite,
+    check_order,
+    directions_of,
+    fitting,
+    vectors_of,
+)
 
 
 @final
@@ -88,7 +88,7 @@ def gradients(
         graph = _graph(model, batch, plan, wanted, _Ends(reader=reader))
         slopes = _pull([graph.values], [torch.ones_like(graph.values)], graph.inputs)
     found = dict(zip(wanted, slopes, strict=True))
-    _check_finite({reader.name: graph.values, **found})
+    check_finite({reader.name: graph.values, **found})
     return found
 
 
@@ -121,20 +121,20 @@ def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
     """
     batch = as_batch(model, prompt, "right", attention_mask)
     many, wanted = flag("batched", batched), select(sites, model.sites)
-    given = _vectors("cotangents", cotangents or {}, model)
+    given = vectors_of("cotangents", cotangents or {}, model)
     at = tuple(site for site in model.sites if site in given)
     if logits is not None:
         given[LOGITS] = expect("logits", logits, Tensor, "a tensor")
     if not given:
         raise EmptySelectionError("No cotangent is given; name a site, or pass logits=…")
-    _check_order(wanted, tuple(given), model)
+    check_order(wanted, tuple(given), model)
     with with_graph():
         ends = _Ends(at, logits=logits is not None)
-        graph = _graph(model, batch, plan, wanted, ends, directions=_directions(given, many=many))
-        vectors = _fitting(given, graph.outputs, many=many)
+        graph = _graph(model, batch, plan, wanted, ends, directions=directions_of(given, many=many))
+        vectors = fitting(given, graph.outputs, many=many)
         pulled = _pull(list(graph.outputs.values()), vectors, graph.inputs, many=many)
     found = dict(zip(wanted, pulled, strict=True))
-    _check_finite({**found})
+    check_finite({**found})
     return found
 
 
@@ -170,22 +170,22 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
         MemoryLimitError: If the graph would not fit; says what would take less.
     """
     batch = as_batch(model, prompt, "right", attention_mask)
-    many, given = flag("batched", batched), _vectors("tangents", tangents, model)
+    many, given = flag("batched", batched), vectors_of("tangents", tangents, model)
     reader = None if metric is None else read_by(metric, model, len(batch.tokens))
     nothing = isinstance(record, Sequence) and not len(record)
     read = () if nothing else select(record, model.sites)
     ends = _Ends(read, flag("logits", logits), reader)
     if not given or not ends.names:
         raise EmptySelectionError("jvp needs a tangent, and a site, logits or a metric to read.")
-    _check_order(tuple(given), ends.names, model)
+    check_order(tuple(given), ends.names, model)
     inputs, further = tuple(s for s in model.sites if s in given), bool(read or logits)
     with with_graph():
-        each = _directions(given, many=many)
+        each = directions_of(given, many=many)
         graph = _graph(model, batch, plan, inputs, ends, twice=further, directions=each)
-        vectors = _fitting(given, dict(zip(inputs, graph.inputs, strict=True)), many=many)
+        vectors = fitting(given, dict(zip(inputs, graph.inputs, strict=True)), many=many)
         moved = _moved(graph, vectors, many=many, again=further) if reader else None
         pushed = _push(graph, vectors, many=many) if further else {}
-    _check_finite({**pushed, "the metric": moved} if moved is not None else pushed)
+    check_finite({**pushed, "the metric": moved} if moved is not None else pushed)
     at = {site: pushed[site] for site in read}
     return Tangents(MappingProxyType(at), pushed.get(LOGITS), moved)
 
@@ -358,59 +358,3 @@ def _moved(graph: _Graph, tangents: Sequence[Tensor], *, many: bool, again: bool
         for slope, tangent in zip(slopes, tangents, strict=True)
     )
     return torch.stack(list(parts)).sum(0)
-
-
-def _vectors(option: str, given: Vectors, model: Model) -> dict[Name, Tensor]:
-    """Vectors by site, in forward order, each finite."""
-    expect(option, given, Mapping, "a mapping from sites to tensors")
-    named = {
-        one_site(name, model.sites): expect(f"{option}[{str(name)!r}]", vector, Tensor, "a tensor")
-        for name, vector in given.items()
-    }
-    return {site: named[site] for site in model.sites if site in named}
-
-
-def _directions(vectors: Mapping[Name, Tensor], *, many: bool) -> int:
-    return max((len(one) for one in vectors.values() if one.ndim), default=1) if many else 1
-
-
-def _fitting(
-    vectors: Mapping[Name, Tensor], at: Mapping[Name, Tensor], *, many: bool
-) -> list[Tensor]:
-    """The vectors, in the order of the activations they stand at.
-
-    Raises:
-        ShapeError: If one is not like its activation, or two have not equally many directions.
-        NonFiniteError: If one is not finite.
-    """
-    leading = next(iter(vectors.values())).shape[:1] if many else ()
-    for name, vector in vectors.items():
-        expected = (*leading, *at[name].shape)
-        if tuple(vector.shape) != expected or not vector.is_floating_point():
-            got = f"{tuple(vector.shape)} of {vector.dtype}"
-            raise ShapeError(f"the vector at {name}", f"{expected} of {at[name].dtype}", got)
-    _check_finite({f"the vector at {name}": vector for name, vector in vectors.items()})
-    return [vectors[name].to(value) for name, value in at.items()]
-
-
-def _check_order(early: Sequence[Name], late: Sequence[Name], model: Model) -> None:
-    """Refuses pairs of which one cannot depend on the other, which would be zero without a word.
-
-    Raises:
-        OptionError: If one of `early` comes after all of `late`, or one of `late` before them all.
-    """
-    order: dict[Name, int] = {site: place for place, site in enumerate(model.sites)}
-    order[LOGITS] = len(order)
-    first, last = min(early, key=order.__getitem__), max(late, key=order.__getitem__)
-    for name in early:
-        if order[name] > order[last]:
-            raise OptionError("sites", f"none after {last}, which cannot depend on it", str(name))
-    for name in late:
-        if order[name] < order[first]:
-            raise OptionError("sites", f"none before {first}, on which it would depend", str(name))
-
-
-def _check_finite(values: Mapping[Name, Tensor]) -> None:
-    for where, value in values.items():
-        if bad := not_finite(value):
-            raise NonFiniteError(where, bad, value.numel())
