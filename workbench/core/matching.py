@@ -76,11 +76,18 @@ class Matching(Scope):
         for row, (ids, at) in enumerate(zip(rows, place.positions.tolist(), strict=True)):
             real = None if place.real is None else place.real[row].tolist()
             here = {pos for i, pos in enumerate(at) if real is None or real[i]}
-            yield {pos for pos in here if self._chosen(ids[: pos + 1], words)}
+            found: set[int] = set()
+            last, before = -1, ""
+            for pos in sorted(here):
+                before = before if pos == last + 1 else said(words, ids[:pos])
+                now = said(words, ids[: pos + 1])
+                if self._chosen(before, now):
+                    found.add(pos)
+                last, before = pos, now
+            yield found
 
-    def _chosen(self, ids: list[int], words: "Vocabulary") -> bool:
-        """Whether the last of these tokens has a character in a match."""
-        before, now = said(words, ids[:-1]), said(words, ids)
+    def _chosen(self, before: str, now: str) -> bool:
+        """Whether a text's new end has a character in a match."""
         start = len(before) if now.startswith(before) else _common(before, now)
         if start == len(now):
             return False
