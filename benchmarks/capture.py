@@ -17,8 +17,8 @@ import workbench as wb
 from benchmarks import traced
 from benchmarks.harness import Case, each, relative
 from benchmarks.peers import Peers
+from workbench.core.buckets import batches
 from workbench.core.data import Batch, batch_of
-from workbench.core.reader import batches
 
 TEXTS, AT_ONCE, MAX_TOKENS = 256, 16, 2048
 Groups = Sequence[list[int]]

@@ -35,7 +35,7 @@ LOADERS = {
 import workbench as wb
 model = wb.load({model!r})
 took = time.perf_counter() - start
-weights = sum(p.numel() * p.element_size() for p in model.stack.parameters())
+weights = sum({{p.data_ptr(): p.nbytes for p in model.stack.parameters()}}.values())
 with torch.inference_mode():
     wb.run(model, "The capital of France is")
 answered = time.perf_counter() - start
@@ -45,7 +45,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({folder!r}, dtype=torch.float32).eval()
 tokenizer = AutoTokenizer.from_pretrained({folder!r})
 took = time.perf_counter() - start
-weights = sum(p.numel() * p.element_size() for p in model.parameters())
+weights = sum({{p.data_ptr(): p.nbytes for p in model.parameters()}}.values())
 with torch.inference_mode():
     model(**tokenizer("The capital of France is", return_tensors="pt"))
 answered = time.perf_counter() - start

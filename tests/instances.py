@@ -14,6 +14,7 @@ import torch
 
 import workbench as wb
 from tests import tiny
+from workbench.core.gates import Gate
 from workbench.core.operators import Function, Operator
 from workbench.core.place import Everywhere
 from workbench.core.schedules import Schedule
@@ -25,6 +26,14 @@ SCHEDULES: dict[str, Schedule] = {
     "cosine": wb.schedules.cosine(0.5, 2.0, steps=4),
     "exponential": wb.schedules.exponential(1.0, 0.1, steps=5, prompt_value=0.0),
     "first": wb.schedules.first(2, prompt_value=0.0),
+}
+GATES: dict[str, Gate] = {
+    "above": wb.gates.above(tiny.normal(24, seed=11), 0.3),
+    "below, earlier": wb.gates.below(tiny.normal(24, seed=12), 1.0, site="blocks.0.hook_resid_mid"),
+    "sigmoid": wb.gates.sigmoid(tiny.normal(24, seed=13), 0.2, site="hook_embed"),
+    "by the prompt": wb.gates.above(tiny.normal(24, seed=14), -8.7, hold="prompt"),
+    "sigmoid by the prompt": wb.gates.sigmoid(tiny.normal(24, seed=15), hold="prompt"),
+    "while": wb.gates.below(tiny.normal(24, seed=16), 3.0, hold="while"),
 }
 OWN = ("vocabulary",)  # fields that a plan fills in when it is compiled
 
@@ -39,9 +48,14 @@ def leaves(kind: type) -> Iterator[type]:
 
 def values_of(name: str, annotation: Any, width: int) -> list[Any]:
     """Values for a field, by its type."""
-    by_name: dict[str, Any] = {"closing": (3,), "stop": 6, "factor": -0.5}
+    by_name: dict[str, list[Any]] = {
+        "closing": [(3,)],
+        "stop": [6],
+        "factor": [-0.5],
+        "pattern": ["[\x01\x03]\x02?", "\x02(?!\x03)"],
+    }
     if name in by_name:
-        return [by_name[name]]
+        return by_name[name]
     orthonormal = torch.linalg.qr(tiny.normal(max(width, 2), 2, seed=9)).Q.T.contiguous()
     known: dict[str, list[Any]] = {
         "float": [0.75],

@@ -2,6 +2,7 @@
 
     load       a name, folder, file or Hugging Face model  ->  a frozen Model
     run        one forward with changes and recordings     ->  a Trace
+    load_trace opens the files of one that was spilled     ->  a SpilledTrace
     estimate   the memory a run would take, before it runs
     generate   text under a plan, cached or streamed       ->  a Generation or its Pieces
     gradients  of a metric, at sites; jvp and vjp, of sites by sites
@@ -15,7 +16,7 @@ The nouns are in `ARCHITECTURE.md`; methods are found in `workbench.attribution`
 `.lenses`, probes in `probes`.
 """
 
-from workbench.core import metrics, schedules, scopes, sinks
+from workbench.core import gates, metrics, schedules, scopes, sinks
 from workbench.core import operators as ops
 from workbench.core.activation_store import ActivationStore
 from workbench.core.activation_writer import store_activations, store_size
@@ -23,7 +24,7 @@ from workbench.core.data import Batch, Contrast
 from workbench.core.direction import Direction
 from workbench.core.errors import WorkbenchError
 from workbench.core.estimate import Estimate, estimate
-from workbench.core.generate import Generation, Piece, generate
+from workbench.core.generate import Generation, Piece, Stream, generate
 from workbench.core.gradients import Tangents, gradients, jvp, vjp
 from workbench.core.grid import Grid
 from workbench.core.harvest import Harvest, harvest, harvest_into
@@ -38,6 +39,7 @@ from workbench.core.reading import Spans
 from workbench.core.result import Result, load_result
 from workbench.core.run import run
 from workbench.core.sites import Site
+from workbench.core.spilled import SpilledTrace, load_trace
 from workbench.core.sweep import sweep
 from workbench.core.sweep_result import SweepResult
 from workbench.core.tap import Tap
@@ -64,12 +66,15 @@ __all__ = [
     "Result",
     "Site",
     "Spans",
+    "SpilledTrace",
+    "Stream",
     "SweepResult",
     "Tangents",
     "Tap",
     "Trace",
     "WorkbenchError",
     "estimate",
+    "gates",
     "generate",
     "gradients",
     "harvest",
@@ -77,6 +82,7 @@ __all__ = [
     "jvp",
     "load",
     "load_result",
+    "load_trace",
     "metrics",
     "ops",
     "run",

@@ -1,95 +1,34 @@
 """Path patching is exact: a brute force of hand-set taps says the same for every pair."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import Tensor
-from typing_extensions import override
 
 import workbench as wb
 from tests import tiny
 from tests.attribution.examples import ONE, SAME, THREE
+from tests.attribution.paths import (
+    INPUTS,
+    Edit,
+    Put,
+    answers,
+    brute_force,
+    end,
+    ends,
+    named,
+    pairs,
+    reached,
+)
 from workbench.attribution.known_truth import induction
 from workbench.attribution.methods.activation_patching import ActivationPatching
 from workbench.attribution.methods.path_patching import PathPatching
 from workbench.core.errors import EmptySelectionError, OptionError, UnknownNameError
 from workbench.core.sites import Site
-from workbench.core.tap import Tap
 
 kinds = pytest.mark.parametrize("kind", tiny.KINDS)
-INPUTS = tuple(f"blocks.*.hook_{name}" for name in ("q_input", "k_input", "v_input", "mlp_in"))
 EVERY = (*INPUTS, "logits")
 SENDERS = ["hook_embed", "blocks.*.attn.hook_z", "blocks.*.hook_mlp_out", "blocks.1.hook_resid_pre"]
-
-
-class Put(Tap):
-    """Sets whole sites, or one head of them, one edit after another."""
-
-    def __init__(self, edits: list[tuple[str, int | None, Tensor]]) -> None:
-        self.edits = [(Site.parse(name), head, value) for name, head, value in edits]
-
-    @override
-    def __call__(self, site: Site, value: Tensor) -> Tensor:
-        for where, head, new in self.edits:
-            if where != site:
-                continue
-            value = new.clone() if head is None else value.clone()
-            if head is not None:
-                value[:, :, head] = new[:, :, head]
-        return value
-
-    @override
-    def wants(self, site: Site) -> bool:
-        return any(where == site for where, _, _ in self.edits)
-
-
-def named(label: str) -> tuple[str, int | None]:
-    """A label of the axes as a site and a head."""
-    site, _, head = label.partition(" H")
-    return site, int(head) if head else None
-
-
-def reached(model: wb.Model, runs: tuple[wb.Trace, wb.Trace], sender: str, mlps: str) -> wb.Trace:
-    """What every receiver reads where the sender alone is patched and the rest is held."""
-    base, donor = runs
-    held: list[tuple[str, int | None, Tensor]] = [
-        (str(site), None, base[site])
-        for site in model.sites
-        if site.short == "attn.hook_z" or (site.short == "hook_mlp_out" and mlps == "frozen")
-    ]
-    where, head = named(sender)
-    put, read = Put([*held, (where, head, donor[where])]), [*INPUTS, end(model)]
-    return wb.run(model, base.batch, tap=put, record=read, logits=False)
-
-
-def brute_force(model: wb.Model, found: wb.Trace, receivers: list[str]) -> Tensor:
-    """The answer's logits, by the definition: a path's receivers set to what reaches them."""
-    edits = [(site, of, found[site]) for site, of in map(named, receivers)]
-    return wb.run(model, found.batch, tap=Put(edits)).answer_logits
-
-
-def ends(model: wb.Model, contrast: wb.Contrast) -> tuple[wb.Trace, wb.Trace]:
-    """Both prompts, with everything recorded."""
-    words = contrast.on(model)
-    clean, corrupt = (
-        wb.run(model, batch, record=model.sites) for batch in (words.clean, words.corrupt)
-    )
-    return clean, corrupt
-
-
-def answers(model: wb.Model, contrast: wb.Contrast, logits: Tensor) -> Tensor:
-    """The logit difference of answer logits."""
-    words, rows = contrast.on(model), torch.arange(len(logits))
-    return logits[rows, list(words.target)] - logits[rows, list(words.foil)]
-
-
-def pairs(found: wb.Result) -> Iterator[tuple[int, str, int, str]]:
-    """Every place of a result."""
-    for i, sender in enumerate(found.axes[0].labels):
-        for j, receiver in enumerate(found.axes[1].labels):
-            yield i, sender, j, receiver
 
 
 @kinds
@@ -110,11 +49,6 @@ def test_every_path_is_what_brute_force_says(kind: str, mlps: str) -> None:
         tiny.close(found.per_example[:, i, j], effect, 1e-9)
         moved += bool(effect.abs().max() > 1e-6)
     assert moved > found.scores.numel() / 3  # else it would compare zeros
-
-
-def end(model: wb.Model) -> str:
-    """The stream after the last block."""
-    return f"blocks.{model.sizes.n_layers - 1}.hook_resid_post"
 
 
 @kinds
@@ -141,7 +75,7 @@ def test_parts_patched_together_are_what_brute_force_says(kind: str) -> None:
     with_end = PathPatching(receivers=(*some, "logits"))(model, THREE, axes=["sender"])
     tiny.close(with_end.per_example, PathPatching()(model, THREE, axes=["sender"]).per_example)
     senders = PathPatching()(model, THREE, sites="blocks.*.attn.hook_z", axes=["receiver"])
-    held: list[tuple[str, int | None, Tensor]] = [
+    held: list[Edit] = [
         (str(site), None, runs[site.short == "attn.hook_z"][site])
         for site in model.sites
         if site.short in ("attn.hook_z", "hook_mlp_out")
@@ -168,7 +102,7 @@ def test_a_plan_holds_in_every_run(kind: str) -> None:
         for batch in (words.clean, words.corrupt)
     )
     base = answers(model, THREE, runs[0].answer_logits)
-    held: list[tuple[str, int | None, Tensor]] = [
+    held: list[Edit] = [
         (str(site), None, runs[0][site])
         for site in model.sites
         if site.short in ("attn.hook_z", "hook_mlp_out")

@@ -147,6 +147,54 @@ def test_pads_in_the_cache_are_seen_by_nobody(kind: str) -> None:
         tiny.close(found[row, -1], logits(facade, whole)[0, -1], 1e-5)
 
 
+@kinds
+def test_a_cache_holds_keys_as_they_are_before_they_are_turned(kind: str) -> None:
+    """As in the classic: what `hook_k` leaves, edits too; values likewise."""
+    facade, cache = raw(kind), empty(raw(kind))
+    key = ("blocks.1.attn.hook_k", lambda value, hook: value * 2)
+    facade.run_with_hooks(IDS[:, :4], past_kv_cache=cache, fwd_hooks=[key])
+    seen = facade.run_with_cache(IDS[:, :4], fwd_hooks=[key], names_filter="*hook_[kv]")[1]
+    for layer in range(3):
+        assert torch.equal(cache[layer].past_keys, seen["k", layer])
+        assert torch.equal(cache[layer].past_values, seen["v", layer])
+    once = facade.run_with_hooks(IDS, fwd_hooks=[key])
+    parts = facade.run_with_hooks(IDS[:, 4:], past_kv_cache=cache, fwd_hooks=[key])
+    tiny.close(torch.as_tensor(parts), torch.as_tensor(once)[:, 4:], 1e-5)
+    new = torch.ones(2, 1, facade.cfg.groups, 8)
+    keys, values = cache[0].append(new, new)
+    assert keys.shape[1] == values.shape[1] == cache[0].past_keys.shape[1] == 8
+    with pytest.raises(ShapeError):
+        cache[0].append(torch.ones(1, 1, 1, 8), torch.ones(1, 1, 1, 8))
+
+
+@kinds
+def test_a_part_of_the_blocks_reads_on_and_the_rest_is_not_made_up(kind: str) -> None:
+    facade, cache = raw(kind), empty(raw(kind))
+    for part in (IDS[:, :3], IDS[:, 3:]):
+        found = logits(facade, part, past_kv_cache=cache, stop_at_layer=2)
+    whole = facade.run_with_cache(IDS, names_filter="blocks.2.hook_resid_pre")[1]["resid_pre", 2]
+    tiny.close(found, whole[:, 3:], 1e-5)
+    assert cache[2].past_keys.shape[1] == 0
+    with pytest.raises(ShapeError, match="past_kv_cache: expected 7 positions in layer 2"):
+        facade(IDS[:, :1], past_kv_cache=cache)
+
+
+def test_a_mask_of_all_tokens_says_of_those_in_the_cache_what_the_cache_says() -> None:
+    facade, cache = raw("gpt2"), empty(raw("gpt2"))
+    mask = torch.ones(2, 7)
+    mask[0, :2] = 0
+    facade(IDS[:, :4], attention_mask=mask[:, :4], past_kv_cache=cache)
+    cache.freeze()
+    new, rest = IDS[:, 4:], mask[:, 4:]
+    whole = logits(facade, new, attention_mask=mask, past_kv_cache=cache)
+    assert torch.equal(whole, logits(facade, new, attention_mask=rest, past_kv_cache=cache))
+    tiny.close(whole, logits(facade, attention_mask=mask)[:, 4:], 1e-5)
+    with pytest.raises(OptionError, match="attention_mask must be as in past_kv_cache"):
+        facade(new, attention_mask=torch.ones(2, 7), past_kv_cache=cache)
+    with pytest.raises(ShapeError, match=r"attention_mask: expected \(2, 3\)"):
+        facade(new, attention_mask=torch.ones(2, 6), past_kv_cache=cache)
+
+
 def test_a_frozen_cache_is_read_and_not_added_to() -> None:
     facade, cache = raw("gpt2"), empty(raw("gpt2"))
     facade(IDS[:, :4], past_kv_cache=cache)

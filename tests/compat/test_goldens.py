@@ -160,7 +160,6 @@ REFUSED: dict[str, Any] = {
     "use_normalization_before_and_after": True,
     "use_hook_tokens": True,
     "act_fn": "solu_ln",
-    "init_mode": "muP",
 }
 
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from tests import tiny
 from workbench.compat.transformer_lens import HookedRootModule, HookPoint
-from workbench.core.errors import EmptySelectionError, OptionError, UnknownNameError
+from workbench.core.errors import EmptySelectionError, OptionError, ShapeError, UnknownNameError
 
 X = tiny.normal(3, 4)
 
@@ -119,3 +119,30 @@ def test_names_that_are_none_are_refused() -> None:
         model.run_with_cache(X, names_filter=lambda name: False)
     with pytest.raises(TypeError, match="fwd_hook"):
         model.run_with_hooks(X, fwd_hook=[])
+
+
+def test_a_cache_is_cut_and_no_row_is_lost() -> None:
+    model, rows = Twice(), tiny.normal(1, 5, 4)
+    _, cache = model.run_with_cache(rows, pos_slice=(1, 3), remove_batch_dim=True)
+    assert torch.equal(cache["hook_out"], 2 * rows[0, 1:3])
+    _, cache = model.run_with_cache(rows, pos_slice=-1)
+    assert cache["hook_out"].shape == (1, 1, 4)
+    with pytest.raises(ShapeError, match=r"remove_batch_dim at blocks\.0: expected a single row"):
+        model.run_with_cache(X, remove_batch_dim=True)
+
+
+def test_caching_hooks_fill_a_dictionary_run_by_run() -> None:
+    model = Twice()
+    cache = model.add_caching_hooks("hook_out", incl_bwd=True)
+    model(X).sum().backward()
+    assert torch.equal(cache["hook_out"], 2 * X)
+    assert torch.equal(cache["hook_out_grad"], torch.ones_like(X))
+    model.remove_all_hook_fns()
+    found, forward, backward = model.get_caching_hooks(pos_slice=(0, 2))
+    model.run_with_hooks(X, fwd_hooks=forward, bwd_hooks=backward)
+    assert set(found) == {"blocks.0", "hook_out"}
+    assert torch.equal(found["hook_out"], 2 * X[:2])
+    assert backward == []
+    model.hook_dict["hook_out"].add_hook(add_one)
+    model.hook_dict["hook_out"].remove_hooks("both")
+    assert torch.equal(model(X), 2 * X)

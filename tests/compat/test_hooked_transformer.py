@@ -256,6 +256,15 @@ def test_inputs_that_cannot_be_run_are_refused() -> None:
         facade(tiny.tokens(1, 33))
     with pytest.raises(ShapeError, match=r"attention_mask: expected \(2, 7\)"):
         facade(IDS, attention_mask=torch.ones(2, 6))
+    with pytest.raises(ShapeError, match=r"attention_mask: expected \(2, 7\)"):
+        facade(IDS, attention_mask=torch.ones(2, 9))  # of what would it be, without a cache?
+    with pytest.raises(ShapeError, match=r"input: expected \(batch pos 24\), got \(2, 7, 23\)"):
+        facade(torch.zeros(2, 7, 23), start_at_layer=1)
+    with (
+        tiny.unchecked(),
+        pytest.raises(ShapeError, match=r"tokens: expected \(2, 7\), got \(2, 6\)"),
+    ):
+        facade(torch.zeros(2, 7, 24), start_at_layer=1, tokens=IDS[:, :6], return_type="loss")
     bare = HookedTransformer.from_pretrained_no_processing(wb.load(tiny.hf("gpt2")))
     with pytest.raises(PromptError, match="no tokenizer: pass token ids"):
         bare("ab")

@@ -126,6 +126,31 @@ def test_reset_removes_all_but_permanent_hooks_those_of_open_blocks_too() -> Non
     assert torch.equal(logits(facade), base)
 
 
+@pytest.mark.parametrize("options", [{"direction": "bwd"}, {"level": 7}, {}])
+def test_a_block_ends_also_where_hooks_were_removed_in_it(options: dict[str, Any]) -> None:
+    facade, base = fresh(), logits(raw("gpt2"))
+    with facade.hooks([("hook_embed", double)]), facade.hooks([(SITE, double)]):
+        facade.reset_hooks(**options)
+        assert facade.context_level == 2
+    assert facade.context_level == 0
+    assert torch.equal(logits(facade), base)
+    with facade.hooks([(SITE, double)], reset_hooks_end=False):
+        facade.reset_hooks()
+    assert torch.equal(logits(facade), base)  # what was removed is not kept
+
+
+def test_a_point_removes_its_own_hooks_only() -> None:
+    facade = fresh()
+    facade.add_hook(lambda name: name.endswith("resid_post"), double)
+    facade.add_perma_hook(SITE, double)
+    facade.hook_dict[SITE].remove_hooks()
+    assert len(facade.hook_dict[SITE].fwd_hooks) == 1  # the permanent one
+    assert len(facade.hook_dict["blocks.0.hook_resid_post"].fwd_hooks) == 1
+    facade.hook_dict[SITE].remove_hooks(including_permanent=True)
+    expected = [("blocks.0.hook_resid_post", double), ("blocks.2.hook_resid_post", double)]
+    tiny.close(logits(facade), hooked(raw("gpt2"), *expected))
+
+
 def test_hooks_that_are_kept_stay_after_their_run() -> None:
     facade = fresh()
     once = hooked(facade, (SITE, double), reset_hooks_end=False)

@@ -117,6 +117,9 @@ def test_no_text_without_a_tokenizer_and_no_row_without_a_text() -> None:
     bare = HookedTransformer.from_pretrained_no_processing(wb.load(tiny.hf("gpt2")))
     with pytest.raises(PromptError, match="no tokenizer"):
         bare.to_tokens("a")
+    sides: Any = "middle"
+    with tiny.unchecked(), pytest.raises(OptionError, match="default_padding_side must be 'left'"):
+        HookedTransformer.from_pretrained(wb.load(tiny.hf("gpt2")), default_padding_side=sides)
     with pytest.raises(PromptError, match="no text"):
         raw("gpt2").to_tokens([])
     bare.set_tokenizer(words(automatic=False))
@@ -134,7 +137,7 @@ def test_threads_pad_on_different_sides_at_once() -> None:
 
     def work(which: int) -> bool:
         return all(
-            made.to_tokens(texts, **options[which]).tolist() == alone[which] for _ in range(100)
+            made.to_tokens(texts, **options[which]).tolist() == alone[which] for _ in range(250)
         )
 
     with tiny.unchecked(), ThreadPoolExecutor(4) as pool:

@@ -22,6 +22,7 @@ class Counting:
         self.model = model
         self.blocks: list[int] = []
         self.embedded = 0
+        self.passes: list[tuple[int, ...]] = []
         self.unembedded: list[tuple[int, ...]] = []
 
     @property
@@ -65,8 +66,9 @@ class Counting:
         return self.model.device
 
     def embed(self, batch: Batch, tap: Tap) -> Resid:
-        """Counts one embedding."""
+        """Counts one embedding, and notes its rows and columns."""
         self.embedded += 1
+        self.passes.append(tuple(batch.tokens.shape))
         return self.model.embed(batch, tap)
 
     def layers(
@@ -91,4 +93,4 @@ class Counting:
 
     def forget(self) -> None:
         """Counts from zero."""
-        self.blocks, self.embedded, self.unembedded = [], 0, []
+        self.blocks, self.embedded, self.passes, self.unembedded = [], 0, [], []

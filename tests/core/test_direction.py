@@ -58,6 +58,18 @@ def test_it_may_be_written_elsewhere_than_it_was_read() -> None:
     assert str(step) == "direction +1 gap at blocks.*.hook_resid_pre"
 
 
+def test_it_may_be_timed_and_gated() -> None:
+    found, timed = direction(), wb.schedules.linear(1.0, 0.0, steps=3)
+    gate = wb.gates.above(found.unit_vector, 0.5 * found.sigma)
+    for one in (
+        found.at(1.0, schedule=timed, gate=gate),
+        found.erase(schedule=timed, gate=gate),
+    ):
+        assert one.schedule == timed
+        assert one.gate is gate
+    assert found.at(1.0).gate is found.at(1.0).schedule is None
+
+
 def test_it_may_go_without_acting_where_that_is_meant() -> None:
     model, found = tiny.model(), direction()
     with pytest.raises(EmptySelectionError, match="beyond the 3 tokens"):

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import workbench as wb
 from tests import tiny
+from tests.core.peaks import peak_of
 from workbench.core import estimate as estimate_file
 from workbench.core.errors import EmptySelectionError, MemoryLimitError
 from workbench.core.estimate import available_memory
@@ -44,24 +44,26 @@ CASES: dict[str, dict[str, Any]] = {
     "results": {"record": "blocks.*.attn.hook_result", "positions": "last"},
     "head inputs": {"record": "blocks.*.hook_q_input", "positions": "last"},
     "everything": {"record": "*", "positions": "last"},
+    "a mask of each head": {
+        "attention_mask": tiny.tokens(4, 4, 192, 192, high=8) > 0,
+        "positions": "last",
+    },
 }
 
 
-def peak(model: wb.Model, options: dict[str, Any]) -> int:
-    """The most that a run had allocated at once, by the profiler's account of the allocator."""
-    with tiny.unchecked():
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-            trace = wb.run(model, IDS, **options)
-        assert trace is not None
-    assert watched.profiler is not None
-    results = watched.profiler.kineto_results
-    assert results is not None
-    changes = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]  # pyright: ignore[reportAttributeAccessIssue]
-    total = most = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        total += change
-        most = max(most, total)
-    return most
+RAGGED = [IDS[i % 4, : 20 + 12 * i].tolist() for i in range(12)]
+BUCKETS: dict[str, dict[str, Any]] = {
+    "logits": {},
+    "lazy": {"record": "all", "positions": "last"},
+    "streams": {"record": "blocks.*.hook_resid_post", "logits": False},
+    "patterns": {"record": "blocks.*.attn.hook_pattern", "positions": "last"},
+    "everything": {"record": "*", "vocabulary": [1, 2]},
+}
+
+
+def peak(model: wb.Model, options: dict[str, Any], prompt: Any = IDS) -> int:
+    """The most that a run had allocated at once."""
+    return peak_of(lambda: wb.run(model, prompt, **options))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -70,6 +72,16 @@ def test_the_estimate_is_near_the_measured_peak(kind: str, case: str) -> None:
     model, options = MODELS[kind], CASES[case]
     told, measured = wb.estimate(model, IDS, **options).total, peak(model, options)
     assert 0.9 * measured <= told <= 1.5 * measured
+
+
+@pytest.mark.parametrize("max_tokens", [200, 800])
+@pytest.mark.parametrize("case", BUCKETS)
+def test_batches_by_length_are_estimated_as_near(case: str, max_tokens: int) -> None:
+    options: dict[str, Any] = {**BUCKETS[case], "max_tokens": max_tokens}
+    told, measured = wb.estimate(MODEL, RAGGED, **options), peak(MODEL, options, RAGGED)
+    assert 0.9 * measured <= told.total <= 1.5 * measured
+    if case != "logits":  # which are padded in either case, and here a batch's own come on top
+        assert told.total < wb.estimate(MODEL, RAGGED, **BUCKETS[case]).total
 
 
 def test_what_stays_is_counted_exactly() -> None:

@@ -310,6 +310,13 @@ def test_options_out_of_range_are_refused_before_anything_runs(
         wb.generate(tiny.model(), "abc", stream=stream, **options)  # not even iterated
 
 
+def test_a_model_that_reads_both_ways_is_refused() -> None:
+    model = wb.load(tiny.hf("llama"))  # one of our own, as it is changed
+    model.stack.causal = False
+    with pytest.raises(OptionError, match="model must be causal: one that reads both ways"):
+        wb.generate(model, [1, 2, 3])
+
+
 def test_a_model_without_a_vocabulary_gives_tokens_and_no_text() -> None:
     model = wb.load(tiny.hf("llama"))
     made = wb.generate(model, [1, 2, 3], max_new_tokens=4)

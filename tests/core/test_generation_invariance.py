@@ -13,6 +13,7 @@ import torch
 
 import workbench as wb
 from tests import instances, tiny
+from workbench.core.gates import Gate
 from workbench.core.generate import Generation
 from workbench.core.standing import Scope
 
@@ -31,11 +32,15 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def change(name: str, scope: Scope | None, schedule: wb.schedules.Schedule | None = None) -> Any:
+def change(
+    name: str,
+    scope: Scope | None,
+    schedule: wb.schedules.Schedule | None = None,
+    gate: Gate | None = None,
+) -> Any:
     """One intervention, strong enough to be seen, that need not find a token in every row."""
-    return wb.Intervention(
-        SITE, OPERATORS[name], positions=scope, schedule=schedule, strength=1.5, optional=True
-    )
+    options: Any = {"positions": scope, "schedule": schedule, "gate": gate, "optional": True}
+    return wb.Intervention(SITE, OPERATORS[name], strength=1.5, **options)
 
 
 def make(kind: str, prompts: Any, **options: Any) -> Generation:
@@ -98,6 +103,36 @@ def test_a_schedule_means_the_same_in_every_way(operator: str, schedule: str) ->
     made = every_way(kind, [change(operator, None, instances.SCHEDULES[schedule])])
     constant = make(kind, PROMPTS, plan=[change(operator, None)])
     assert made.receipts[0].change != pytest.approx(constant.receipts[0].change, rel=1e-3)
+
+
+@pytest.mark.parametrize("gate", instances.GATES)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_gate_means_the_same_in_every_way(operator: str, gate: str) -> None:
+    kind = tiny.KINDS[len(gate) % 2]
+    made = every_way(kind, [change(operator, None, gate=instances.GATES[gate])])
+    always = make(kind, PROMPTS, plan=[change(operator, None)])
+    assert made.receipts[0].change != pytest.approx(always.receipts[0].change, rel=1e-3)
+    if instances.GATES[gate].shape == "step":
+        assert 0 < made.receipts[0].tokens < always.receipts[0].tokens
+
+
+@pytest.mark.parametrize("gate", ["below, earlier", "sigmoid by the prompt", "while"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_gate_at_a_scope_means_the_same_in_every_way(scope: str, gate: str) -> None:
+    kind = tiny.KINDS[(len(gate) + len(scope)) % 2]
+    every_way(kind, [change("Add", SCOPES[scope], gate=instances.GATES[gate])])
+
+
+@pytest.mark.parametrize("gate", instances.GATES)
+def test_a_shared_beginning_remembers_what_a_gate_read(gate: str) -> None:
+    kind = tiny.KINDS[len(gate) % 2]
+    own = [change("Add", None, gate=instances.GATES[gate])]
+    for plans in ([own, [], own], [own] * 3):
+        made = make(kind, TOGETHER, plans=plans)
+        for ways in ({"share_prefix": False}, {"prefill_chunk": 5}, {"use_cache": False}):
+            again = make(kind, TOGETHER, plans=plans, **ways)
+            same(made, again)
+            assert [r.tokens for r in again.receipts] == [r.tokens for r in made.receipts]
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import workbench as wb
-from tests import tiny
+from tests import instances, tiny
 from workbench.core.errors import CancelledError, NotRecordedError, OptionError
 
 kinds = pytest.mark.parametrize("kind", tiny.KINDS)
@@ -55,19 +55,14 @@ def test_what_holds_for_all_rows_acts_before_what_holds_for_one() -> None:
 
 def test_plans_that_do_not_fit_are_refused() -> None:
     model: Any = tiny.model()
-    streamed: Any = {"record": POST, "stream": True}
     with pytest.raises(OptionError, match=r"plans must be 3 plans, one per row"):
         wb.generate(model, PROMPTS, plans=[[], []])
     with pytest.raises(OptionError, match=r"plans\[1\]\[0\]\.rows must be left out"):
         wb.generate(model, PROMPTS, plans=[[], [push(1, rows=[0])], []])
-    with pytest.raises(OptionError, match="record must be left out with stream=True"):
-        wb.generate(model, "a", **streamed)
     with pytest.raises(OptionError, match="prefill_chunk must be left out with use_cache=False"):
         wb.generate(model, "a", prefill_chunk=2, use_cache=False)
     with pytest.raises(OptionError, match="prefill_chunk must be 1 or more"):
         wb.generate(model, "a", prefill_chunk=0)
-    with pytest.raises(OptionError, match="record must be without sites whose keys"):
-        wb.generate(model, "a", record="blocks.0.attn.hook_pattern")
     for name, two in (
         ("temperature", [1.0, 1.0]),
         ("top_k", [1, 1]),
@@ -171,3 +166,56 @@ def test_negative_zero_survives_where_nothing_is_added(kind: str) -> None:
     more = [plant, wb.Intervention(site, wb.ops.add(tiny.normal(24)), rows=[1])]
     steered = wb.run(model, ["abc", "abc"], plan=more, record=site)[site]
     assert bool(torch.signbit(steered[0]).all())
+
+
+@pytest.mark.usefixtures("unchecked")
+@kinds
+@pytest.mark.parametrize("shared", [False, True], ids=["apart", "alike"])
+def test_rows_of_as_many_kinds_as_there_are_may_share_a_batch(kind: str, shared: bool) -> None:
+    """Operators, scopes, schedules and gates, a kind for each of 32 rows; every fourth has none."""
+    model, makers = tiny.model(kind), list(instances.operators(24).values())
+    scopes = list(instances.scopes().values())
+    timed = [None, *instances.SCHEDULES.values()]
+    gates = [None, *instances.GATES.values()]
+    plans: list[Any] = [
+        []
+        if row % 4 == 3
+        else [
+            wb.Intervention(
+                "blocks.1.hook_resid_post",
+                makers[(row + more) % len(makers)],
+                positions=scopes[(5 * row + more) % len(scopes)],
+                schedule=timed[(row + more) % len(timed)],
+                gate=gates[(row + 2 * more) % len(gates)],
+                strength=1.5,
+                optional=True,
+            )
+            for more in range(2)
+        ]
+        for row in range(32)
+    ]
+    begin = "the same beginning " if shared else ""
+    prompts = [begin + "abcdefgh"[row % 5 : row % 5 + 1 + row % 4] for row in range(32)]
+    options: Any = {"temperature": 0.7, "max_new_tokens": 5}
+    made = wb.generate(model, prompts, plans=plans, seed=list(range(32)), **options)
+    assert sum(receipt.tokens > 0 for receipt in made.receipts) > 20  # of 48
+    for row, plan in enumerate(plans):
+        alone = wb.generate(model, prompts[row], plan=plan, seed=row, **options)
+        assert alone.tokens[0] == made.tokens[row]
+        assert alone.log_probabilities[0] == pytest.approx(made.log_probabilities[row], abs=1e-5)
+    plain = wb.generate(model, prompts, seed=list(range(32)), **options)
+    for row in range(3, 32, 4):
+        assert made.log_probabilities[row] == plain.log_probabilities[row]  # to the bit
+
+
+@kinds
+def test_a_row_beside_a_gated_one_keeps_its_negative_zeros(kind: str) -> None:
+    model, site = tiny.model(kind), "blocks.0.hook_resid_post"
+    gate = wb.gates.sigmoid(tiny.normal(24, seed=4), site="hook_embed")
+    plan = [
+        wb.Intervention(site, wb.ops.set(torch.full((24,), -0.0))),
+        wb.Intervention(site, wb.ops.add(tiny.normal(24)), rows=[1], gate=gate),
+    ]
+    made = wb.run(model, ["abc", "abc"], plan=plan, record=site)[site]
+    assert bool(torch.signbit(made[0]).all())
+    assert not bool(torch.signbit(made[1]).all())

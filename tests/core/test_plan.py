@@ -145,6 +145,7 @@ def test_the_json_is_readable() -> None:
         "unit": "raw",
         "unit_size": 1.0,
         "schedule": None,
+        "gate": None,
         "optional": False,
         "label": "ü <b>",
     }
@@ -305,7 +306,7 @@ def test_keys_must_be_exactly_the_known_ones() -> None:
     data = plain(JSON)
     del data["interventions"][3]["unit"]
     with pytest.raises(
-        FormatError, match=r"plan\[3\] must have exactly the keys heads, keys, label"
+        FormatError, match=r"plan\[3\] must have exactly the keys gate, heads, keys, label"
     ):
         from_data(data, TENSORS)
     assert "exactly the keys" in str(broken(1, {"extra": 1}))

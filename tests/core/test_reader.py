@@ -8,8 +8,9 @@ import torch
 
 import workbench as wb
 from tests import tiny
+from workbench.core.buckets import PADS, batches
 from workbench.core.errors import NotRecordedError
-from workbench.core.reader import PADS, batches, reader_of, tokens_digest
+from workbench.core.reader import reader_of, tokens_digest
 from workbench.core.reading import reading_of
 
 

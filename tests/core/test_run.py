@@ -470,3 +470,14 @@ def test_logits_is_a_flag_also_where_something_is_recorded() -> None:
     run: Any = wb.run
     with tiny.unchecked(), pytest.raises(OptionError, match="logits must be True or False"):
         run(tiny.model(), "ab", record="hook_embed", logits="no")
+
+
+def test_positions_of_a_finished_text_are_not_beyond_its_prompt() -> None:
+    """A batch may hold more than prompts; what is beyond all of it is still refused."""
+    batch = tiny.batch([[1, 2, 3, 4, 5], [1, 2, 3]], [2, 2])
+    site = "blocks.1.hook_resid_post"
+    for pos in (2, 4):
+        plan = [wb.Intervention(site, wb.ops.zero(), positions=pos)]
+        assert wb.run(tiny.model(), batch, plan=plan).receipts[0].tokens == 2 - (pos > 2)
+    with pytest.raises(EmptySelectionError, match=r"positions \[5\] are beyond the 5 tokens"):
+        wb.run(tiny.model(), batch, plan=[wb.Intervention(site, wb.ops.zero(), positions=[0, 5])])

@@ -34,6 +34,16 @@ MEANINGS: dict[str, tuple[Callable[[], Scope], set[int]]] = {
     "between": (lambda: wb.scopes.between([2], [9]), {2, 3}),
     "between open": (lambda: wb.scopes.between([9], [3]), {6, 7}),
     "between long": (lambda: wb.scopes.between([1], [2, 9]), {1, 2, 4}),
+    "matching": (lambda: wb.scopes.matching("[\x01\x02]+"), {0, 1, 3, 4, 7}),
+    "matching what ends": (lambda: wb.scopes.matching("\x02\x09|\x03\x01"), {3, 5}),
+    "matching as far as it came": (lambda: wb.scopes.matching("\x02(?!\x09)"), {1, 4}),
+    "matching a whole": (lambda: wb.scopes.matching("^\x01\x02\x03$"), {2}),
+    "matching nothing": (lambda: wb.scopes.matching("\x01*?(?=\x01)|zz"), set()),
+    "after match": (lambda: wb.scopes.after_match("[\x02\x03][\x09\x05]"), {6, 7}),
+    "after the first match": (lambda: wb.scopes.after_match("\x01+"), {1, 2, 3, 4, 5, 6, 7}),
+    "after match that passes": (lambda: wb.scopes.after_match("\x03\x01(?!\x02)"), {4, 5, 6, 7}),
+    "after match of an end": (lambda: wb.scopes.after_match("\x02$"), {2, 3, 4, 5, 6, 7}),
+    "after no match": (lambda: wb.scopes.after_match("\x07"), set()),
     "union": (lambda: wb.scopes.union(0, wb.scopes.steps(3)), {0, 7}),
     "without": (lambda: wb.scopes.without("all", "prompt", 5), {4, 6, 7}),
     "overlap": (lambda: wb.scopes.overlap("generated", wb.scopes.tokens(1)), {7}),
@@ -93,6 +103,9 @@ def test_a_plan_keeps_scope_and_schedule(schedule: Any, tmp_path: Any) -> None:
         {"kind": "span", "intervals": [[3]], "role": ""},
         {"kind": "combination", "include": [{"kind": "what"}], "exclude": []},
         {"kind": "after_text", "text": ""},
+        {"kind": "matching", "pattern": "("},
+        {"kind": "matching", "pattern": 3},
+        {"kind": "after_match", "pattern": "a*"},
     ],
 )
 def test_what_is_no_scope_is_refused(data: Any) -> None:
@@ -138,8 +151,12 @@ def test_tokens_that_nobody_told_are_asked_for() -> None:
     later = Batch(torch.tensor([[1]]), None, torch.tensor([3]), torch.tensor([3]))
     with pytest.raises(OptionError, match="this pass knows none before"):
         wb.scopes.tokens(1).select(later.place)
-    with pytest.raises(OptionError, match="this model has no tokenizer"):
-        wb.scopes.after("a").select(tiny.batch([[1]], [1]).place)
+    for scope in (wb.scopes.after("a"), wb.scopes.matching("a"), wb.scopes.after_match("a")):
+        with pytest.raises(OptionError, match="this model has no tokenizer"):
+            scope.select(tiny.batch([[1]], [1]).place)
+        plan = [wb.Intervention(SITE, wb.ops.zero(), positions=scope)]
+        with pytest.raises(OptionError, match="this model has no tokenizer"):
+            wb.run(wb.load(tiny.hf("llama")), [1, 2], plan=plan)
 
 
 def values(schedule: Any, steps: Sequence[int]) -> list[float]:

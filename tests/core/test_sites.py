@@ -1,6 +1,9 @@
 """Sites print and parse, and are chosen by name, glob, list and predicate."""
 
 import contextlib
+import copy
+import dataclasses
+import pickle
 import re
 
 import pytest
@@ -115,3 +118,12 @@ def test_a_glob_is_what_may_match_several() -> None:
     assert is_glob("a?")
     assert is_glob("[ab]")
     assert not is_glob("blocks.3.attn.hook_z")
+
+
+def test_there_is_one_object_for_each_place() -> None:
+    site = Site.parse("blocks.3.attn.hook_z")
+    assert site is Site("blocks.{}.attn.hook_z", 3)
+    assert pickle.loads(pickle.dumps(site)) is site
+    assert copy.deepcopy(site) is site
+    assert dataclasses.replace(site, layer=4) is Site.parse("blocks.4.attn.hook_z")
+    assert str(Site("blocks.{}.attn.hook_q", True)) == "blocks.1.attn.hook_q"

@@ -28,10 +28,11 @@ def test_a_spilled_trace_is_bit_equal(tmp_path: Path, record: str) -> None:
 def test_what_is_kept_lies_in_mapped_files(tmp_path: Path) -> None:
     trace = wb.run(tiny.model(), ROWS, record="all", spill=tmp_path)
     files = sorted(file.name for file in tmp_path.iterdir())
-    assert files == [f"stream.{layer}.safetensors" for layer in range(4)]
+    streams = [f"stream.{layer}.safetensors" for layer in range(4)]
+    assert files == ["batch.safetensors", *streams, "trace.json"]
     maps = Path("/proc/self/maps")
     if maps.exists():  # elsewhere the system does not say
-        assert all(str(tmp_path / file) in maps.read_text() for file in files)
+        assert all(str(tmp_path / file) in maps.read_text() for file in streams)
     stored = load_file(tmp_path / "stream.2.safetensors")["stream.2"]
     assert tiny.same_bytes(stored, trace["blocks.1.hook_resid_post"])
 
@@ -39,7 +40,8 @@ def test_what_is_kept_lies_in_mapped_files(tmp_path: Path) -> None:
 def test_sites_are_files_of_their_own(tmp_path: Path) -> None:
     wb.run(tiny.model(), ROWS, record=["hook_embed", "blocks.1.attn.hook_z"], spill=tmp_path)
     names = {"hook_embed.safetensors", "blocks.1.attn.hook_z.safetensors"}
-    assert {file.name for file in tmp_path.iterdir()} == names
+    index = {"batch.safetensors", "trace.json"}
+    assert {file.name for file in tmp_path.iterdir()} == names | index
 
 
 def test_a_folder_that_holds_a_trace_is_left_alone(tmp_path: Path) -> None:
@@ -48,6 +50,13 @@ def test_a_folder_that_holds_a_trace_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="spill must be an empty folder"):
         wb.run(tiny.model(), [[9, 9]], record="all", spill=tmp_path)
     assert tiny.same_bytes(trace["blocks.1.attn.hook_z"], before)
+
+
+def test_a_folder_with_anything_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OptionError, match=r"an empty folder, without notes\.txt"):
+        wb.run(tiny.model(), ROWS, record="all", spill=tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

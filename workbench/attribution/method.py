@@ -43,6 +43,7 @@ class AttributionMethod(ABC):
     source: ClassVar[str]
     kind: ClassVar[Kind]
     offered: ClassVar[tuple[str, ...]]  # the axes it can resolve, in their order
+    usual: ClassVar[tuple[str, ...]] = ()  # those it does where none are asked for; (): all
 
     @abstractmethod
     def sites(self, model: Model) -> Sites:
@@ -84,7 +85,7 @@ class AttributionMethod(ABC):
         """
         wanted = self.sites(model) if sites is None else select(sites, model.sites)
         expect("contrast", contrast, Contrast, "a wb.Contrast")
-        resolved = self.offered if axes is None else texts("axes", axes)
+        resolved = (self.usual or self.offered) if axes is None else texts("axes", axes)
         if not set(resolved) <= set(self.offered) or not resolved:
             raise OptionError("axes", f"some of {', '.join(self.offered)}", axes)
         resolved = tuple(axis for axis in self.offered if axis in resolved)

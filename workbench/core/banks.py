@@ -64,7 +64,7 @@ def parts_of(
 
 def _banked(one: Intervention, site: Site, model: Model) -> bool:
     """Whether it adds one whole vector to each token, at a constant strength."""
-    if not isinstance(one.operator, Add) or one.schedule is not None:
+    if not isinstance(one.operator, Add) or one.schedule is not None or one.gate is not None:
         return False
     if (one.heads, one.neurons, one.keys) != (None, None, None):
         return False

@@ -17,7 +17,8 @@ from typing_extensions import override
 from workbench.core.axes import Positions, Real, Tokens
 from workbench.core.errors import AlignmentError, OptionError, PromptError, ShapeError
 from workbench.core.options import index, iterated
-from workbench.core.standing import Content, Place
+from workbench.core.seen import Seen, seen_of
+from workbench.core.standing import Content, Keys, Place
 
 if TYPE_CHECKING:
     from workbench.core.protocols import Model
@@ -34,7 +35,10 @@ class Batch:
     `start` counts the content tokens before this pass (those in the cache), `prompt` the content
     tokens of each row's prompt; `real` is None where there are no pads. `said` are the content
     tokens by absolute position, -1 where there is none yet: what scopes that look for tokens need
-    where a pass continues another.
+    where a pass continues another. `seen` says which keys a query may see, of those that causality
+    and pads leave; its keys are all columns up to this pass's last; None: all of them. `keys` tells
+    the columns of a cache, those of this pass included: the position of each, -1 for a pad; None
+    where a row's stand without a gap.
     """
 
     tokens: Tokens
@@ -42,6 +46,8 @@ class Batch:
     start: Int[Tensor, " batch"]
     prompt: Int[Tensor, " batch"]
     said: Content | None = None
+    seen: Seen | None = None
+    keys: Keys | None = None
 
     @cached_property
     def positions(self) -> Positions:
@@ -57,6 +63,11 @@ class Batch:
         if self.real is None:
             return torch.full_like(self.start, self.tokens.shape[1])
         return self.real.sum(1)
+
+    @cached_property
+    def ends(self) -> Int[Tensor, " batch"]:
+        """Content tokens of each row, those before this pass included."""
+        return self.start + self.lengths
 
     @cached_property
     def last(self) -> Int[Tensor, " batch"]:
@@ -78,7 +89,8 @@ class Batch:
         ends = int(self.prompt.min()), int(self.prompt.max())
         whole = self.said is None and low == 0 and not bool(self.start.any())
         tokens = self.tokens if whole else None
-        return Place(self.positions, self.real, self.prompt, low, high, *ends, tokens, self.said)
+        told = tokens, self.said, self.keys
+        return Place(self.positions, self.real, self.prompt, low, high, *ends, *told)
 
     def columns(self, first: int, last: int | None = None) -> "Batch":
         """The pass over the columns from `first` to `last` (exclusive), those before being done."""
@@ -86,9 +98,16 @@ class Batch:
         said = self.place.content if known else None
         tokens, done = self.tokens[:, first:last], self.start + first
         if self.real is None:
-            return Batch(tokens, None, done, self.prompt, said)
+            return Batch(tokens, None, done, self.prompt, said, self._seen(first, last))
         done = self.start + self.real[:, :first].sum(1)
-        return Batch(tokens, self.real[:, first:last], done, self.prompt, said)
+        real, seen = self.real[:, first:last], self._seen(first, last)
+        return Batch(tokens, real, done, self.prompt, said, seen)
+
+    def _seen(self, first: int, last: int | None) -> Seen | None:
+        if self.seen is None:
+            return None
+        before = self.seen.shape[3] - self.seen.shape[2]  # the keys of earlier passes
+        return self.seen[:, :, first:last, : None if last is None else before + last]
 
     def since(self, column: int) -> "Batch":
         """The pass over the columns from `column` on, those before it being done."""
@@ -99,7 +118,10 @@ class Batch:
         real = None if self.real is None else self.real.repeat(times, 1)
         tokens = self.tokens.repeat(times, 1)
         said = None if self.said is None else self.said.repeat(times, 1)
-        return Batch(tokens, real, self.start.repeat(times), self.prompt.repeat(times), said)
+        start, prompt, seen = self.start.repeat(times), self.prompt.repeat(times), self.seen
+        if seen is not None and len(seen) > 1:
+            seen = seen.repeat(times, 1, 1, 1)
+        return Batch(tokens, real, start, prompt, said, seen)
 
 
 def batch_of(
@@ -112,7 +134,8 @@ def batch_of(
     """Tokens of one prompt or several, padded on one side, checked against the model.
 
     With `attention_mask`, of zeros and ones in the shape of the ids (batch pos), the tokens at
-    zeros are pads wherever they stand: nobody sees them, and they take no position.
+    zeros are pads wherever they stand: nobody sees them, and they take no position. One by query
+    and key (batch|1 head|1 query key) makes no pads (see `workbench.core.seen`).
 
     Raises:
         PromptError: If a prompt is empty, beyond the context, or has ids outside the vocabulary.
@@ -122,7 +145,7 @@ def batch_of(
     if padding_side not in ("left", "right"):
         raise OptionError("padding_side", "'left' or 'right'", padding_side)
     rows = token_rows(model, prompt)
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.ndim != 4:
         return _masked(model, rows, attention_mask)
     longest = max(map(len, rows))
     pads = [longest - len(row) for row in rows]
@@ -135,7 +158,12 @@ def batch_of(
     columns = torch.arange(longest, device=model.device)
     missing = torch.tensor(pads, device=model.device)[:, None]
     real = columns >= missing if padding_side == "left" else columns < longest - missing
-    return Batch(tokens, real if any(pads) else None, torch.zeros_like(lengths), lengths)
+    seen = None
+    if attention_mask is not None:
+        mask = attention_mask.to(model.device)
+        seen = seen_of(mask, len(rows), model.sizes.n_heads, longest)
+    start = torch.zeros_like(lengths)
+    return Batch(tokens, real if any(pads) else None, start, lengths, seen=seen)
 
 
 def _masked(model: "Model", rows: list[tuple[int, ...]], mask: Tensor) -> Batch:
@@ -143,7 +171,8 @@ def _masked(model: "Model", rows: list[tuple[int, ...]], mask: Tensor) -> Batch:
     if tuple(mask.shape) != expected or any(len(row) != expected[1] for row in rows):
         lengths = sorted({len(row) for row in rows})
         got = f"{tuple(mask.shape)} for {len(rows)} rows of {lengths} tokens"
-        raise ShapeError("attention_mask", "the shape of the ids (batch pos)", got)
+        wanted = "the shape of the ids (batch pos), or (batch head query key)"
+        raise ShapeError("attention_mask", wanted, got)
     real = mask.to(model.device) == 1
     if not bool((real | (mask.to(model.device) == 0)).all()):
         raise OptionError("attention_mask", "made of zeros and ones", mask.unique().tolist())

@@ -15,11 +15,13 @@ from typing_extensions import override
 
 from workbench.core import operators
 from workbench.core.errors import FormatError, OptionError, WorkbenchError
+from workbench.core.gates import Gate
 from workbench.core.interventions import Intervention
 from workbench.core.options import number, text
 from workbench.core.place import Where
 from workbench.core.provenance import Provenance
 from workbench.core.result import Axis, Check, Result, Table, load_result
+from workbench.core.schedules import Schedule
 from workbench.core.sites import Site
 
 Unit = Literal["raw", "gap", "sigma", "norm"]
@@ -73,7 +75,7 @@ class Direction(Result):
             raise OptionError("vector", told, "zero")
         return self.vector / length
 
-    def at(
+    def at(  # noqa: PLR0913 - how much, where and when
         self,
         strength: float,
         *,
@@ -81,12 +83,15 @@ class Direction(Result):
         positions: Where = None,
         rows: Iterable[int] | None = None,
         site: Site | str | None = None,
+        schedule: Schedule | None = None,
+        gate: Gate | None = None,
         optional: bool = False,
     ) -> Intervention:
         """Adding the direction: `strength` 1 in "gap" takes one class's mean to the other's.
 
         "sigma" counts spreads within a class along the direction, "norm" mean norms of a row, "raw"
-        the vector as it is. 0 changes nothing, bit for bit. `optional`: may go without acting.
+        the vector as it is. 0 changes nothing, bit for bit. `schedule` and `gate` are those of an
+        Intervention. `optional`: may go without acting.
 
         Raises:
             OptionError: If the unit is unknown.
@@ -103,6 +108,8 @@ class Direction(Result):
             strength=strength,
             unit=unit,
             unit_size=sizes[unit],
+            schedule=schedule,
+            gate=gate,
             optional=optional,
             label=f"{self.label or 'direction'} {strength:+g} {unit} at {where}",
         )
@@ -112,6 +119,8 @@ class Direction(Result):
         *,
         positions: Where = None,
         rows: Iterable[int] | None = None,
+        schedule: Schedule | None = None,
+        gate: Gate | None = None,
         optional: bool = False,
     ) -> Intervention:
         """Projecting the direction out of its site; `optional`: may go without acting."""
@@ -120,6 +129,8 @@ class Direction(Result):
             operators.project_out(self.unit_vector),
             positions=positions,
             rows=rows,
+            schedule=schedule,
+            gate=gate,
             optional=optional,
             label=f"erase {self.label or 'direction'} at {self.site}",
         )

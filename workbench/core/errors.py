@@ -22,6 +22,7 @@ expected, what came, and what to do next.
     ├─ NeverActedError        RuntimeError     an intervention that was never reached
     ├─ InPlaceEditError       RuntimeError     a tap that wrote into an activation
     ├─ ConvergenceError       RuntimeError     a fit that did not reach its tolerance
+    ├─ UnfinishedError        RuntimeError     the result of what has not come to its end
     ├─ NotRecordedError       LookupError      an activation that the run did not record
     ├─ StorageError           OSError          a disk that is full or cannot be written to
     ├─ MemoryLimitError       MemoryError      a run that would not fit, before it runs
@@ -164,6 +165,10 @@ class InPlaceEditError(WorkbenchError, RuntimeError):
 
 class ConvergenceError(WorkbenchError, RuntimeError):
     """A fit that did not reach its tolerance; nothing may be concluded from where it stopped."""
+
+
+class UnfinishedError(WorkbenchError, RuntimeError):
+    """The result was read of something that goes on, or that an error or its reader ended."""
 
 
 class NotRecordedError(WorkbenchError, LookupError):

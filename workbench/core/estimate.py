@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core.axes import GROUPED, HEAD_INPUTS
+from workbench.core.buckets import Part, buckets_of
 from workbench.core.data import Batch, PaddingSide, Prompt
 from workbench.core.errors import MemoryLimitError
 from workbench.core.options import flag
@@ -58,9 +59,9 @@ class Estimate:
     @override
     def __str__(self) -> str:
         parts = (("activations", self.activations), ("logits", self.logits))
-        told = ", ".join(f"{name} {_megabytes(size)}" for name, size in parts)
-        free = "" if self.available is None else f"; {_megabytes(self.available)} available"
-        return f"{_megabytes(self.total)}: {told}, working {_megabytes(self.working)}{free}"
+        told = ", ".join(f"{name} {megabytes(size)}" for name, size in parts)
+        free = "" if self.available is None else f"; {megabytes(self.available)} available"
+        return f"{megabytes(self.total)}: {told}, working {megabytes(self.working)}{free}"
 
 
 def estimate(  # noqa: PLR0913 - the arguments of a run
@@ -74,6 +75,7 @@ def estimate(  # noqa: PLR0913 - the arguments of a run
     logits: bool = True,
     padding_side: PaddingSide = "right",
     attention_mask: Tensor | None = None,
+    max_tokens: int | None = None,
     start: Start = None,
     spilled: bool = False,
 ) -> Estimate:
@@ -98,26 +100,31 @@ def estimate(  # noqa: PLR0913 - the arguments of a run
         logits=logits,
         start=start,
     )
-    return estimate_of(asked, spilled=flag("spilled", spilled))
+    parts = () if max_tokens is None else buckets_of(asked, max_tokens, own=False)
+    return estimate_of(asked, parts, spilled=flag("spilled", spilled))
 
 
-def estimate_of(asked: Request, *, spilled: bool = False) -> Estimate:
-    """The memory that a run would take; asks the system only where it may matter."""
-    widths = _Widths(asked)
-    kept = widths.streams() if asked.lazy else widths.sites()
-    activations = min(kept, widths.stream) if spilled else kept
-    logits = widths.logits() if asked.logits else 0
-    block, beside = widths.block(), widths.unembedding(logits)
-    working = max(block - logits, beside)
+def estimate_of(asked: Request, parts: Sequence[Part] = (), *, spilled: bool = False) -> Estimate:
+    """The memory that a run would take, in its parts; asks the system only where it may matter."""
+    whole = _Widths(asked)
+    pieces = [_Widths(part.asked) for part in parts] or [whole]
+    kept = sum(one.kept() for one in pieces)
+    activations = min(kept, max(one.stream for one in pieces)) if spilled else kept
+    logits = whole.logits() if asked.logits else 0
+    working = max(one.working() + (one.own_logits() if parts else 0) for one in pieces)
     total = activations + logits + working
     available = available_memory(asked.model.device) if total > UNASKED else None
+    streams = sum(one.streams() for one in pieces)
+    spared = working - max(one.least() for one in pieces)
     sizes = {
         'record="all", which keeps the streams and replays the rest': 0
         if asked.lazy
-        else kept - widths.streams(),
+        else kept - streams,
         "spill=, which keeps what is recorded in files": 0 if spilled else kept,
-        'positions="last" or vocabulary=, for fewer logits': logits + working - max(block, beside),
-        f"fewer rows than {widths.rows} at a time": total // 2 if widths.rows > 1 else 0,
+        'positions="last" or vocabulary=, for fewer logits': logits + spared,
+        f"fewer rows than {whole.rows} at a time": total // 2 if whole.rows > 1 else 0,
+        f"{'a smaller ' if parts else ''}max_tokens=, which runs similar lengths together": working
+        - working // whole.rows,
     }
     advice = sorted((name for name, size in sizes.items() if size > total // 20), key=sizes.get)  # pyright: ignore[reportCallIssue, reportArgumentType]
     return Estimate(activations, logits, working, available, tuple(reversed(advice)))
@@ -180,6 +187,23 @@ class _Widths:
         self.stream = self.tokens * self.sizes.d_model * self.item
         self.square = self.rows * self.sizes.n_heads * self.columns**2 * max(self.item, 4)
 
+    def kept(self) -> int:
+        """What stays with the trace beside the logits."""
+        return self.streams() if self.asked.lazy else self.sites()
+
+    def own_logits(self) -> int:
+        """The logits, if they are asked for."""
+        return self.logits() if self.asked.logits else 0
+
+    def working(self) -> int:
+        """The most that is held beside what stays, and dropped."""
+        logits = self.own_logits()
+        return max(self.block() - logits, self.unembedding(logits))
+
+    def least(self) -> int:
+        """The most that would be held if there were no logits."""
+        return max(self.block(), self.unembedding(self.own_logits()))
+
     def streams(self) -> int:
         """What a lazy run keeps."""
         return self.stream * (self.sizes.n_layers + 1 - self.asked.first)
@@ -191,20 +215,9 @@ class _Widths:
 
     def site(self, site: Site) -> int:
         """One activation; the inputs of the heads are views of one stream."""
-        if site.short in SQUARES:
-            return self.square
-        if site.short in HEAD_INPUTS:
-            return 0 if site not in self.asked.program.by_site else self.stream * self._heads(site)
-        sizes = {
-            "batch": self.rows,
-            "pos": self.columns,
-            "head": self._heads(site),
-            "d_head": self.sizes.d_head,
-            "d_model": self.sizes.d_model,
-            "d_mlp": self.sizes.d_mlp,
-            "d_vocab": self.sizes.d_vocab,
-        }
-        return math.prod(sizes.get(axis, 1) for axis in site.axes) * self.item
+        if site.short in HEAD_INPUTS and site not in self.asked.program.by_site:
+            return 0
+        return site_bytes(site, self.asked.model, self.rows, self.columns)
 
     def logits(self) -> int:
         """The logits asked for; those of every column where a site beside them is."""
@@ -225,6 +238,9 @@ class _Widths:
             attention += (OPEN_SQUARES - len(recorded & SQUARES)) * self.square
         attention += self.stream * heads if "attn.hook_result" in wanted else 0
         attention += 3 * self.stream * heads if wanted & HEAD_INPUTS else 0
+        seen = self.asked.batch.seen
+        if seen is not None:  # once as truth values, once as what is added to the scores
+            attention += seen.numel() * (1 + self.item)
         block = [site for site in self.asked.model.sites if site.layer == 0]
         held = 1 + sum("d_mlp" in site.axes for site in block)  # and one that is made of them
         neurons = held * self.tokens * self.sizes.d_mlp * self.item
@@ -238,8 +254,22 @@ class _Widths:
         whole = self.tokens * self.sizes.d_vocab * self.item if late else logits
         return 3 * self.stream + whole - min(whole, logits)
 
-    def _heads(self, site: Site) -> int:
-        return self.sizes.n_key_value_heads if site.short in GROUPED else self.sizes.n_heads
+
+def site_bytes(site: Site, model: Model, rows: int, columns: int) -> int:
+    """One activation by itself, of so many rows and columns."""
+    sizes, item = model.sizes, model.dtype.itemsize
+    if site.short in SQUARES:
+        return rows * sizes.n_heads * columns**2 * max(item, 4)
+    by_axis = {
+        "batch": rows,
+        "pos": columns,
+        "head": sizes.n_key_value_heads if site.short in GROUPED else sizes.n_heads,
+        "d_head": sizes.d_head,
+        "d_model": sizes.d_model,
+        "d_mlp": sizes.d_mlp,
+        "d_vocab": sizes.d_vocab,
+    }
+    return math.prod(by_axis.get(axis, 1) for axis in site.axes) * item
 
 
 def _shared(site: Site, recorded: frozenset[Site]) -> bool:
@@ -251,5 +281,6 @@ def _shared(site: Site, recorded: frozenset[Site]) -> bool:
     return False
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
+    """Bytes as people read them."""
     return f"{size / 2**20:.1f} MiB"

@@ -4,15 +4,17 @@ Notable: positions are absolute, so an intervention means the same in the prompt
 and in one full forward over the finished text; a row never depends on its neighbours.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, final, overload
 
 import torch
+from typing_extensions import override
 
 from workbench.core.data import Batch, Prompt, batch_of
-from workbench.core.errors import NotRecordedError, OptionError
+from workbench.core.errors import NotRecordedError, OptionError, UnfinishedError
 from workbench.core.generation.capture import Capture, Captured, captured_sites
 from workbench.core.generation.rows import Piece, Rows
 from workbench.core.generation.settings import (
@@ -27,6 +29,7 @@ from workbench.core.generation.settings import (
     settings_of,
 )
 from workbench.core.generation.writer import Manner, Writer
+from workbench.core.guards import check_need, generation_need
 from workbench.core.modes import outside_inference
 from workbench.core.options import flag
 from workbench.core.plan import Interventions, Plan
@@ -36,7 +39,7 @@ from workbench.core.run import Check, Checked
 from workbench.core.sampling import choose, generators
 from workbench.core.sites import Selector, Site
 
-__all__ = ["Generation", "Piece", "generate"]
+__all__ = ["Generation", "Piece", "Stream", "generate"]
 
 
 @final
@@ -82,6 +85,38 @@ class Generation:
         return self.texts[0]
 
 
+@final
+class Stream(Iterator[Piece]):
+    """The pieces of a generation as they come; `result` gives the whole of it afterwards.
+
+    Nothing is run before the first piece is asked for, and nothing beyond the last one asked for.
+    """
+
+    def __init__(self, pieces: Generator[Piece, None, Generation]) -> None:
+        self._pieces = pieces
+        self._made: Generation | None = None
+
+    @override
+    def __next__(self) -> Piece:
+        try:
+            return next(self._pieces)
+        except StopIteration as over:
+            if over.value is not None:  # or it was over before: by an error, or read to its end
+                self._made = over.value
+            raise
+
+    def result(self) -> Generation:
+        """The finished generation, its receipts and what was recorded included.
+
+        Raises:
+            UnfinishedError: If there may be pieces to come, or an error ended the stream.
+        """
+        if self._made is None:
+            hint = "read all of its pieces first; one that an error ended has no result"
+            raise UnfinishedError(f"The stream has not come to its end: {hint}.")
+        return self._made
+
+
 @overload
 def generate(
     model: Model,
@@ -118,11 +153,12 @@ def generate(
     seed: int | Sequence[int] = ...,
     stop: Stop = ...,
     stream: Literal[True],
+    record: Selector = ...,
     use_cache: bool = ...,
     prefill_chunk: int | None = ...,
     share_prefix: bool = ...,
     check: Check | None = ...,
-) -> Iterator[Piece]: ...
+) -> Stream: ...
 
 
 @outside_inference
@@ -144,14 +180,15 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
     prefill_chunk: int | None = None,
     share_prefix: bool = True,
     check: Check | None = None,
-) -> Generation | Iterator[Piece]:
+) -> Generation | Stream:
     """Continues one prompt or several under a plan, or each under its own of `plans`.
 
     Greedy at `temperature` 0. Row i draws with `seed + i`, or with its own of a list of seeds;
     `temperature`, `top_k`, `top_p`, `max_new_tokens` and `stop` may be lists of one per row, too.
     A row ends at the model's end tokens, at a `stop` string (which is left out), after
-    `max_new_tokens`, or when the context is full. With `stream=True` gives `Piece`s as they come.
-    `record` keeps the activations that made the text. `plan` acts before `plans`.
+    `max_new_tokens`, or when the context is full. With `stream=True` gives `Piece`s as they come,
+    and the `Generation` when they are over (see `Stream`). `record` keeps the activations that
+    made the text. `plan` acts before `plans`.
 
     Costs one forward over the prompts and one decode step per token (with `record` one more);
     without the cache, a full forward per token. A beginning that all prompts share is run once for
@@ -164,6 +201,7 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         OptionError: If an option is outside its range, or a list is not one per row.
         NeverActedError: If an intervention of the plan never acted.
         NonFiniteError: If the logits stop being finite.
+        MemoryLimitError: If it would not fit; says what would take less.
     """
     flag("stream", stream)
     batch = batch_of(model, prompt, padding_side="left")
@@ -178,28 +216,36 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         stop=stop,
     )
     sites = captured_sites(record, model)
-    if stream and sites:
-        raise OptionError("record", "left out with stream=True, which gives pieces", record)
     draws = generators(seed, rows, model.device)
     cached = flag("use_cache", use_cache)
     chunk = chunk_of(prefill_chunk, use_cache=cached)
+    program, room = compile_plan(plan_of(plan, plans, rows), model, rows), max(settings.limits)
+    need = generation_need(model, batch, program, room, sites, cached=cached, chunk=chunk)
+    check_need(need, model)
     writer = Writer(
         model,
         batch,
-        compile_plan(plan_of(plan, plans, rows), model, rows),
-        max(settings.limits),
+        program,
+        room,
         Manner(cached, chunk, flag("share_prefix", share_prefix)),
         checks=() if check is None else (Checked(check),),
         capture=Capture(sites, rows),
     )
     said = Rows(model.tokenizer, settings.limits, settings.stops)
-    pieces = _pieces(writer, said, settings, draws)
-    return pieces if stream else _collect(pieces, writer, said, batch)
+    pieces = Stream(_pieces(writer, said, settings, draws, batch))
+    if stream:
+        return pieces
+    deque(pieces, maxlen=0)
+    return pieces.result()
 
 
 def _pieces(
-    writer: Writer, rows: Rows, settings: Settings, draws: Sequence[torch.Generator]
-) -> Iterator[Piece]:
+    writer: Writer,
+    rows: Rows,
+    settings: Settings,
+    draws: Sequence[torch.Generator],
+    batch: Batch,
+) -> Generator[Piece, None, Generation]:
     logits = writer.prefill()
     while True:
         chosen = choose(settings.samplers, logits, draws)
@@ -214,14 +260,12 @@ def _pieces(
         if not any(rows.going):
             break
     writer.finish()
+    return _collect(writer, rows, batch)
 
 
-def _collect(pieces: Iterator[Piece], writer: Writer, rows: Rows, batch: Batch) -> Generation:
-    texts = [""] * len(batch.tokens)
-    for piece in pieces:
-        texts[piece.row] += piece.text
+def _collect(writer: Writer, rows: Rows, batch: Batch) -> Generation:
     return Generation(
-        texts=tuple(texts),
+        texts=tuple(rows.texts),
         tokens=tuple(map(tuple, rows.tokens)),
         log_probabilities=tuple(map(tuple, rows.said)),
         finish=tuple(rows.ended),

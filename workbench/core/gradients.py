@@ -16,19 +16,21 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from workbench.core.data import Batch, Prompt, batch_of
+from workbench.core.data import Batch, Prompt
 from workbench.core.errors import (
     EmptySelectionError,
     NonFiniteError,
     OptionError,
     ShapeError,
 )
+from workbench.core.guards import check_need, gradients_need
 from workbench.core.metrics import Metric, TokenMetric, read_by
 from workbench.core.modes import outside_inference, with_graph
 from workbench.core.options import expect, flag
 from workbench.core.plan import Interventions, as_plan
 from workbench.core.program import Ledger, block_of, compile_plan
 from workbench.core.protocols import Model
+from workbench.core.request import as_batch
 from workbench.core.run import in_order, not_finite, pick, unembed_at
 from workbench.core.sites import Selector, Site, Sites, one_site, select
 from workbench.core.tap import Recorder, Tap, chain
@@ -63,23 +65,27 @@ def gradients(
     metric: Metric | TokenMetric,
     *,
     plan: Interventions = (),
+    attention_mask: Tensor | None = None,
 ) -> dict[Site, Tensor]:
     """The gradient of the metric, summed over the batch, at each of `sites`.
 
     In the metric's unit per unit of activation, taken after the plan's changes at the site, and
     through everything that reads it. Rows do not mix, so each row holds the gradient of its own
     example. Costs one forward and one backward, by `autograd.grad`: `backward` would add up all
-    threads' gradients in shared parameters.
+    threads' gradients in shared parameters. `attention_mask` is that of `run`: what it hides has a
+    gradient of 0.
 
     Raises:
         UnknownNameError: If the model lacks one of `sites`.
-        ShapeError: If the prompts are not the metric's examples.
+        ShapeError: If the prompts are not the metric's examples, or a mask does not fit them.
+        OptionError: If a mask is given for a Batch, or is no mask.
         NonFiniteError: If the metric or a gradient is not finite.
+        MemoryLimitError: If the graph would not fit; says what would take less.
     """
-    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    batch = as_batch(model, prompt, "right", attention_mask)
     wanted, reader = select(sites, model.sites), read_by(metric, model, len(batch.tokens))
     with with_graph():
-        graph = _graph(model, batch, plan, wanted, _Ends(reader=reader), twice=False)
+        graph = _graph(model, batch, plan, wanted, _Ends(reader=reader))
         slopes = _pull([graph.values], [torch.ones_like(graph.values)], graph.inputs)
     found = dict(zip(wanted, slopes, strict=True))
     _check_finite({reader.name: graph.values, **found})
@@ -95,6 +101,7 @@ def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
     *,
     logits: Tensor | None = None,
     plan: Interventions = (),
+    attention_mask: Tensor | None = None,
     batched: bool = False,
 ) -> dict[Site, Tensor]:
     """Vector-Jacobian products: cotangents at later sites, pulled back to `sites`.
@@ -102,7 +109,7 @@ def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
     What comes back is the gradient, at each of `sites`, of Σ cotangent · activation over all that
     is given: `cotangents` by site, `logits` for all logits. With `batched` each has an axis of
     many cotangents before its own, and so has every result. Costs one forward as far as the last
-    cotangent, and one backward per cotangent.
+    cotangent, and one backward per cotangent. `attention_mask` is that of `run`.
 
     Raises:
         UnknownNameError: If the model lacks one of the sites.
@@ -110,8 +117,9 @@ def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
         OptionError: If none of `sites` comes before a cotangent, or a site comes after them all.
         ShapeError: If a cotangent has not the shape of its activation.
         NonFiniteError: If a cotangent or a result is not finite.
+        MemoryLimitError: If the graph would not fit; says what would take less.
     """
-    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    batch = as_batch(model, prompt, "right", attention_mask)
     many, wanted = flag("batched", batched), select(sites, model.sites)
     given = _vectors("cotangents", cotangents or {}, model)
     at = tuple(site for site in model.sites if site in given)
@@ -122,7 +130,7 @@ def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
     _check_order(wanted, tuple(given), model)
     with with_graph():
         ends = _Ends(at, logits=logits is not None)
-        graph = _graph(model, batch, plan, wanted, ends, twice=False)
+        graph = _graph(model, batch, plan, wanted, ends, directions=_directions(given, many=many))
         vectors = _fitting(given, graph.outputs, many=many)
         pulled = _pull(list(graph.outputs.values()), vectors, graph.inputs, many=many)
     found = dict(zip(wanted, pulled, strict=True))
@@ -140,6 +148,7 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
     logits: bool = False,
     metric: Metric | TokenMetric | None = None,
     plan: Interventions = (),
+    attention_mask: Tensor | None = None,
     batched: bool = False,
 ) -> Tangents:
     """Jacobian-vector products: how the run changes when tangents are added at sites.
@@ -150,6 +159,7 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
     before its own, and so has every result. Attention runs on the plain kernel: the fused one has
     no second derivative. Costs one forward, one backward and, for each direction, one more of
     both; a metric alone costs one forward and one backward for all directions together.
+    `attention_mask` is that of `run`.
 
     Raises:
         UnknownNameError: If the model lacks one of the sites.
@@ -157,8 +167,9 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
         OptionError: If a tangent's site comes after all that is read.
         ShapeError: If a tangent has not the shape of its activation.
         NonFiniteError: If a tangent or a result is not finite.
+        MemoryLimitError: If the graph would not fit; says what would take less.
     """
-    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    batch = as_batch(model, prompt, "right", attention_mask)
     many, given = flag("batched", batched), _vectors("tangents", tangents, model)
     reader = None if metric is None else read_by(metric, model, len(batch.tokens))
     nothing = isinstance(record, Sequence) and not len(record)
@@ -169,7 +180,8 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
     _check_order(tuple(given), ends.names, model)
     inputs, further = tuple(s for s in model.sites if s in given), bool(read or logits)
     with with_graph():
-        graph = _graph(model, batch, plan, inputs, ends, twice=further)
+        each = _directions(given, many=many)
+        graph = _graph(model, batch, plan, inputs, ends, twice=further, directions=each)
         vectors = _fitting(given, dict(zip(inputs, graph.inputs, strict=True)), many=many)
         moved = _moved(graph, vectors, many=many, again=further) if reader else None
         pushed = _push(graph, vectors, many=many) if further else {}
@@ -246,11 +258,27 @@ class _Graph:
     values: Tensor  # of the metric; empty without one
 
 
-def _graph(
-    model: Model, batch: Batch, plan: Interventions, inputs: Sites, ends: _Ends, *, twice: bool
+def _graph(  # noqa: PLR0913 - what is differentiated, and how often
+    model: Model,
+    batch: Batch,
+    plan: Interventions,
+    inputs: Sites,
+    ends: _Ends,
+    *,
+    twice: bool = False,
+    directions: int = 1,
 ) -> _Graph:
-    """A forward as far as its ends need."""
+    """A forward as far as its ends need, once it is known to fit."""
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
+    words = model.sizes.d_vocab if ends.logits else 0
+    need = gradients_need(
+        *(model, batch, program, inputs, ends.sites),
+        last=_last(model, ends),
+        words=words,
+        directions=directions,
+        twice=twice,
+    )
+    check_need(need, model)
     ledger, leaves, recorder = Ledger(program.plan), Leaves(inputs), Recorder(ends.sites)
     plain = (Unfused(),) if twice else ()
     tap = chain(program.tap(batch.place, ledger), leaves, recorder, *plain)
@@ -259,7 +287,7 @@ def _graph(
     logits, values = (None, resid[:0, 0, 0]) if last else _read(model, batch, resid, tap, ends)
     ended = "its scope selects no token" if last is None else f"the run ended before block {last}"
     nodes = list(leaves.found().values())
-    program.finish(ledger, batch.prompt.tolist(), ended)
+    program.finish(ledger, batch, ended)
     outputs: dict[Name, Tensor] = {**in_order(recorder.recorded(), ends.sites)}
     return _Graph(nodes, outputs if logits is None else {**outputs, LOGITS: logits}, values)
 
@@ -340,6 +368,10 @@ def _vectors(option: str, given: Vectors, model: Model) -> dict[Name, Tensor]:
         for name, vector in given.items()
     }
     return {site: named[site] for site in model.sites if site in named}
+
+
+def _directions(vectors: Mapping[Name, Tensor], *, many: bool) -> int:
+    return max((len(one) for one in vectors.values() if one.ndim), default=1) if many else 1
 
 
 def _fitting(

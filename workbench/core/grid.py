@@ -150,7 +150,8 @@ def parting(base: Batch, source: Batch, model: Model) -> int:
             f"base {len(base.lengths)} of {base.lengths.tolist()}; they must match one by one."
         )
     from_start = all(bool((one.last + 1 == one.lengths).all()) for one in (base, source))
-    if not model.causal or not from_start:
+    masked = base.seen is not None or source.seen is not None  # perhaps each in its own way
+    if not model.causal or not from_start or masked:
         return 0
     apart = (base.tokens != source.tokens).any(0).nonzero()
     return int(apart[0]) if len(apart) else base.tokens.shape[1]

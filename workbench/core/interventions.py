@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from workbench.core import operators
 from workbench.core.errors import OptionError
+from workbench.core.gates import Gate
 from workbench.core.operators import Operator
 from workbench.core.options import expect, flag, indices, number, text
 from workbench.core.place import Everywhere, Scope, Where, scope
@@ -26,7 +27,8 @@ class Intervention:
     `strength` counts in `unit`s of `unit_size`; their product goes to the operator, so 0 changes
     nothing, bit for bit. Positions are absolute content positions: see `workbench.core.place`;
     so are `keys`, what a score or a pattern looks at, whose `positions` are those of the queries.
-    A `schedule` multiplies what the operator changes, by the decode step of each token.
+    A `schedule` multiplies what the operator changes, by the decode step of each token, and a
+    `gate` by what an activation says there.
     """
 
     sites: tuple[str, ...]  # names and globs, as saved
@@ -40,6 +42,7 @@ class Intervention:
     unit: str
     unit_size: float
     schedule: Schedule | None
+    gate: Gate | None
     optional: bool  # may go without acting
     label: str
 
@@ -57,6 +60,7 @@ class Intervention:
         unit: str = "raw",
         unit_size: float = 1.0,
         schedule: Schedule | None = None,
+        gate: Gate | None = None,
         optional: bool = False,
         label: str = "",
     ) -> None:
@@ -83,6 +87,7 @@ class Intervention:
             "unit": text("unit", unit),
             "unit_size": unit_size,
             "schedule": _schedule(schedule),
+            "gate": _gate(gate),
             "optional": flag("optional", optional),
             "label": text("label", label),
         }
@@ -101,9 +106,21 @@ class Intervention:
 
     def on_rows(self, rows: Iterable[int], *, optional: bool | None = None) -> "Intervention":
         """The same change, on these rows of a batch only; `optional` as it is unless given."""
+        return self._but(self.operator, rows, self.optional if optional is None else optional)
+
+    def by(self, operator: Operator) -> "Intervention":
+        """Another operator in the same places."""
+        return self._but(operator, self.rows, self.optional)
+
+    def _but(
+        self,
+        operator: Operator,
+        rows: Iterable[int] | None,
+        optional: bool,  # noqa: FBT001 - ours
+    ) -> "Intervention":
         return Intervention(
             self.sites,
-            self.operator,
+            operator,
             positions=self.positions,
             heads=self.heads,
             rows=rows,
@@ -113,7 +130,8 @@ class Intervention:
             unit=self.unit,
             unit_size=self.unit_size,
             schedule=self.schedule,
-            optional=self.optional if optional is None else optional,
+            gate=self.gate,
+            optional=optional,
             label=self.label,
         )
 
@@ -130,6 +148,10 @@ class Intervention:
 def _schedule(schedule: object) -> Schedule | None:
     made = "a Schedule, as wb.schedules makes it"
     return None if schedule is None else expect("schedule", schedule, Schedule, made)
+
+
+def _gate(gate: object) -> Gate | None:
+    return None if gate is None else expect("gate", gate, Gate, "a Gate, as wb.gates makes it")
 
 
 def _indices(name: str, values: int | Iterable[int] | None) -> Indices:
@@ -155,6 +177,8 @@ def _where(intervention: Intervention) -> str:
         parts.append(_words(intervention.positions))
     if intervention.schedule is not None:
         parts.append(f"schedule {intervention.schedule.to_json()}")
+    if intervention.gate is not None:
+        parts.append(f"gate {intervention.gate.to_json()}")
     return f" ({'; '.join(parts)})" if parts else ""
 
 

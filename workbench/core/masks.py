@@ -56,7 +56,8 @@ def _along(axis: str, indices: tuple[int, ...], site: Site, value: Tensor, optio
 def key_mask(indices: tuple[int, ...], place: Place, site: Site, value: Tensor) -> Tensor:
     """The columns of these keys: at their own positions, where they are all of this pass.
 
-    Those of earlier passes stand one after another, from each row's first on.
+    Those of earlier passes stand one after another, from each row's first on, or where the pass
+    was told that they do.
 
     Raises:
         OptionError: If the site has no keys.
@@ -66,6 +67,8 @@ def key_mask(indices: tuple[int, ...], place: Place, site: Site, value: Tensor) 
         raise OptionError(f"keys at {site}", f"left out: its axes are {axes}", indices)
     n_keys, width = value.shape[-1], place.positions.shape[1]
     wanted = torch.tensor(indices, device=value.device)
+    if place.keys is not None:
+        return torch.isin(place.keys, wanted)[:, None, None]
     if n_keys == width:
         found = torch.isin(place.positions, wanted)
         return (found if place.real is None else found & place.real)[:, None, None]

@@ -22,7 +22,7 @@ def aligned(operand: Tensor, value: Tensor, site: Site, place: Place) -> Tensor:
     Raises:
         ShapeError: If it cannot be broadcast to the activation.
     """
-    operand = _by_head(operand.to(value), value, site)
+    operand = by_head(operand.to(value), value, site)
     if operand.ndim > value.ndim:
         raise ShapeError(str(site), f"at most {value.ndim} axes", str(operand.ndim))
     axis = _position_axis(site)
@@ -33,13 +33,17 @@ def aligned(operand: Tensor, value: Tensor, site: Site, place: Place) -> Tensor:
     if not rows_fit or not _fits(operand, value):
         fitting = f"a tensor that fits {tuple(value.shape)} ({' '.join(site.axes)})"
         raise ShapeError(str(site), fitting, str(tuple(operand.shape)))
-    if site.axes[-1] == "key" and operand.shape[-1] > 1 and not _keys_at(place, value.shape[-1]):
+    if (
+        site.axes[-1] == "key"
+        and operand.shape[-1] > 1
+        and not keys_are_columns(place, value.shape[-1])
+    ):
         unpadded = "one number for all keys, or no pads on the left: keys are columns here"
         raise ShapeError(str(site), unpadded, str(tuple(operand.shape)))
     return operand
 
 
-def _by_head(operand: Tensor, value: Tensor, site: Site) -> Tensor:
+def by_head(operand: Tensor, value: Tensor, site: Site) -> Tensor:
     """A vector over all heads of a site, as directions have it, a head at a time."""
     if site.axes[-2] != "head" or not operand.ndim or operand.shape[-1] == value.shape[-1]:
         return operand
@@ -94,7 +98,7 @@ def _read_positions(operand: Tensor, axis: int, site: Site, place: Place) -> Ten
     return torch.stack(list(picked))
 
 
-def _keys_at(place: Place, n_keys: int) -> bool:
+def keys_are_columns(place: Place, n_keys: int) -> bool:
     """Whether key column i is position i in every row."""
     queries = place.positions.shape[1]
     columns = torch.arange(n_keys - queries, n_keys, device=place.positions.device)

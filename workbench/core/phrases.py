@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core.errors import EmptySelectionError, OptionError
+from workbench.core.matching import AfterMatch, Matching, first_with
 from workbench.core.options import indices, text
 from workbench.core.spans import Combined
 from workbench.core.standing import Content, Mask, Place, Scope
@@ -112,7 +113,9 @@ class AfterText(Scope):
     def select(self, place: Place) -> bool | Mask:
         highest = place.positions.amax(1).tolist()
         rows = place.content.tolist()
-        ends = [self._end(row[: top + 1]) for row, top in zip(rows, highest, strict=True)]
+        ends = [
+            first_with(row[: top + 1], self._said) for row, top in zip(rows, highest, strict=True)
+        ]
         return place.positions > place.positions.new_tensor(ends)[:, None]
 
     @override
@@ -122,16 +125,6 @@ class AfterText(Scope):
     @override
     def missed(self, prompts: Sequence[int], lengths: Sequence[int]) -> tuple[int, ...]:
         return ()
-
-    def _end(self, ids: list[int]) -> int:
-        """The position of the token that completes the text; one beyond all where none does."""
-        if not self._said(ids):
-            return len(ids)
-        low, high = 0, len(ids)  # the text is not in ids[:low], and is in ids[:high]
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._said(ids[:middle]) else (middle, high)
-        return high - 1
 
     def _said(self, ids: list[int]) -> bool:
         if self.vocabulary is None:
@@ -178,7 +171,7 @@ class Between(Scope):
 def bound(scope: Scope, vocabulary: "Vocabulary | None") -> Scope:
     """The same scope, where it needs one with the model's vocabulary."""
     match scope:
-        case AfterText():
+        case AfterText() | Matching() | AfterMatch():
             return replace(scope, vocabulary=vocabulary)
         case Combined():
             include = tuple(bound(one, vocabulary) for one in scope.include)
@@ -215,6 +208,8 @@ PHRASES: Mapping[str, Callable[[Mapping[str, object]], Scope]] = MappingProxyTyp
         "tokens": lambda data: OfTokens(indices("ids", data["ids"])),
         "after": lambda data: After(indices("ids", data["ids"])),
         "after_text": lambda data: AfterText(text("text", data["text"])),
+        "matching": lambda data: Matching(text("pattern", data["pattern"])),
+        "after_match": lambda data: AfterMatch(text("pattern", data["pattern"])),
         "between": lambda data: Between(
             indices("opening", data["opening"]), indices("closing", data["closing"])
         ),

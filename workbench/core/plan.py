@@ -18,6 +18,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 
 from workbench.core.errors import FormatError, OptionError, WorkbenchError
+from workbench.core.gates import gate_from_json
 from workbench.core.interventions import Intervention
 from workbench.core.operators import operator_from
 from workbench.core.options import expect, iterated
@@ -119,6 +120,8 @@ def to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for index, one in enumerate(plan):
         operands = one.operator.tensors()
         tensors.update({f"{index}.{name}": tensor for name, tensor in operands.items()})
+        if one.gate is not None:
+            tensors[f"{index}.gate"] = one.gate.vector
         items.append(
             {
                 "sites": list(one.sites),
@@ -134,6 +137,7 @@ def to_data(plan: Plan) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "unit": one.unit,
                 "unit_size": one.unit_size,
                 "schedule": None if one.schedule is None else one.schedule.to_json(),
+                "gate": None if one.gate is None else one.gate.to_json(),
                 "optional": one.optional,
                 "label": one.label,
             }
@@ -165,7 +169,7 @@ _KEYS = frozenset(
     ).split()
 )
 _LATER: Mapping[str, Any] = MappingProxyType(
-    {"keys": None, "schedule": None}
+    {"keys": None, "schedule": None, "gate": None}
 )  # what older files may lack
 
 
@@ -223,7 +227,8 @@ def _intervention(index: int, item: Any, tensors: Mapping[str, Tensor]) -> Inter
         raise FormatError(f"plan[{index}] is malformed: {shown}.")
     operands = _operands(index, item["tensors"], tensors)
     scalars = {name: float(value) for name, value in item["scalars"].items()}
-    timed = item["schedule"]
+    timed, gated = item["schedule"], item["gate"]
+    judge = {} if gated is None else _operands(index, ["gate"], tensors)
     try:
         return Intervention(
             item["sites"],
@@ -237,6 +242,7 @@ def _intervention(index: int, item: Any, tensors: Mapping[str, Tensor]) -> Inter
             unit=item["unit"],
             unit_size=float(item["unit_size"]),
             schedule=None if timed is None else schedule_from_json(timed),
+            gate=None if gated is None else gate_from_json(gated, judge["gate"]),
             optional=item["optional"],
             label=item["label"],
         )

@@ -15,7 +15,10 @@ from typing_extensions import override
 
 from workbench.core.axes import GROUPED, HEAD_INPUTS, READ_NORM
 from workbench.core.banks import Bank, Part, Selected, parts_of
+from workbench.core.data import Batch
 from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
+from workbench.core.gates import Gate
+from workbench.core.gating import GateTap, Places, Verdicts, readings
 from workbench.core.interventions import Intervention
 from workbench.core.masks import key_mask, mask_of, scheduled
 from workbench.core.operands import check_like
@@ -25,7 +28,7 @@ from workbench.core.plan import Plan
 from workbench.core.protocols import Model
 from workbench.core.sites import Site, select
 from workbench.core.standing import Place, Scope, Selection
-from workbench.core.tap import UNTAPPED, Tap
+from workbench.core.tap import UNTAPPED, Tap, chain
 
 
 @final
@@ -53,6 +56,7 @@ class Ledger:
         self._acted = [0] * len(plan)
         self._tokens: list[list[Tensor | int]] = [[] for _ in plan]
         self._squares: list[list[Tensor | float]] = [[] for _ in plan]
+        self.verdicts = Verdicts()
 
     def note(self, index: int, tokens: Tensor | int, squares: Tensor | float) -> None:
         """Adds one act; keeps tensors, so that a decode step never waits for a number."""
@@ -60,12 +64,34 @@ class Ledger:
         self._tokens[index].append(tokens)
         self._squares[index].append(squares)
 
-    def absorb(self, other: "Ledger", indices: Sequence[int], times: int) -> None:
-        """Adds the account of one row for `times` rows; `indices` are its plan's places in ours."""
+    def note_all(
+        self, indices: Sequence[int], counts: Sequence[int], squares: Sequence[float]
+    ) -> None:
+        """Adds an act of several interventions; `squares` are of one token each."""
+        for index, count, square in zip(indices, counts, squares, strict=True):
+            if count:
+                self._acted[index] += 1
+                self._tokens[index].append(count)
+                self._squares[index].append(count * square)
+
+    def absorb(self, other: "Ledger", places: Places, n: int) -> None:
+        """Adds the account of a run of one row that stood for several of `n`.
+
+        Of each of its interventions, `places` say which ones of ours it was, in which rows.
+        """
+        self.verdicts.absorb(other.verdicts, places, n)
+        for mine, (acted, tokens, squares) in zip(places, other.totals(), strict=True):
+            for index, rows in mine.items():
+                self._acted[index] += acted
+                self._tokens[index].append(tokens * len(rows))
+                self._squares[index].append(squares * len(rows))
+
+    def add(self, other: "Ledger", indices: Sequence[int]) -> None:
+        """Adds the account of other rows' run; `indices` are its plan's places in ours."""
         for index, (acted, tokens, squares) in zip(indices, other.totals(), strict=True):
             self._acted[index] += acted
-            self._tokens[index].append(tokens * times)
-            self._squares[index].append(squares * times)
+            self._tokens[index].append(tokens)
+            self._squares[index].append(squares)
 
     def totals(self) -> tuple[tuple[int, int, float], ...]:
         """How often each intervention acted, on how many tokens, and the squares of its change."""
@@ -91,6 +117,7 @@ class Program:
     by_site: Mapping[Site, tuple[int, ...]]
     parts: Mapping[Site, tuple[Part, ...]]  # the same, with additions to several rows as one
     scopes: tuple[Scope, ...]  # of each intervention, as this model reads them
+    reads: Mapping[Site, tuple[int, ...]]  # the interventions whose gates read at a site
 
     def first_block(self, model: Model) -> int:
         """The first block the plan changes: -1 for the embedding, `n_layers` after the blocks."""
@@ -104,29 +131,35 @@ class Program:
 
     def tap(self, place: Place, ledger: Ledger) -> Tap:
         """The tap that carries the plan out in one pass."""
-        return PlanTap(self, place, ledger) if self.by_site else UNTAPPED
+        if not self.by_site:
+            return UNTAPPED
+        acting = PlanTap(self, place, ledger)
+        return (
+            chain(acting, GateTap(self.plan, self.reads, ledger.verdicts)) if self.reads else acting
+        )
 
     def finish(
         self,
         ledger: Ledger,
-        prompts: Sequence[int],
+        batch: Batch,
         ended: str,
         *,
         lengths: Sequence[int] | None = None,
     ) -> tuple[Receipt, ...]:
         """The receipts, once every intervention has acted as it must.
 
-        `lengths` are those of the finished texts, where they are longer than the prompts.
+        `lengths` are those of the finished texts, where they are longer than those of the `batch`.
 
         Raises:
             NeverActedError: If one that is not optional never acted.
             EmptySelectionError: If one names positions that no row has.
         """
         receipts = ledger.receipts()
+        prompts = batch.prompt.tolist()
+        reached = batch.ends.tolist() if lengths is None else lengths
         for i, (one, receipt) in enumerate(zip(self.plan, receipts, strict=True)):
             if one.optional:
                 continue
-            reached = prompts if lengths is None else lengths
             missed = (
                 *one.positions.missed(prompts, reached),
                 *(key for key in one.keys or () if key >= max(reached)),
@@ -137,8 +170,9 @@ class Program:
                     "tokens of the run. Mark it optional if that is meant."
                 )
             if not receipt.acted and one.size != 0:
+                why = ended if one.gate is None else f"{ended}, or its gate was shut"
                 raise NeverActedError(
-                    f"plan[{i}], {one}, never acted: {ended}. Mark it optional if that is meant."
+                    f"plan[{i}], {one}, never acted: {why}. Mark it optional if that is meant."
                 )
         return receipts
 
@@ -150,8 +184,8 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
 
     Raises:
         UnknownNameError: If a site is not one of the model's.
-        OptionError: If a row is outside the batch, or the plan changes both what the heads of a
-            layer read and the norm that each of them reads it through.
+        OptionError: If a row is outside the batch, a gate reads after it acts, or the plan changes
+            both what the heads of a layer read and the norm that each of them reads it through.
     """
     by_site: dict[Site, list[int]] = {}
     for index, one in enumerate(plan):
@@ -170,6 +204,7 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
         {site: tuple(indices) for site, indices in by_site.items()},
         {site: parts_of(plan, at, site, model, batch) for site, at in by_site.items()},
         tuple(bound(one.positions, model.tokenizer) for one in plan),
+        readings(plan, by_site, model),
     )
 
 
@@ -258,7 +293,10 @@ class PlanTap(Tap):
 
     @override
     def __call__(self, site: Site, value: Tensor) -> Tensor:
-        for part in self._parts.get(site, ()):
+        parts = self._parts.get(site)
+        if parts is None:  # most sites, hundreds of times a pass
+            return value
+        for part in parts:
             value = (
                 self._act(part, site, value) if isinstance(part, int) else self._add(part, value)
             )
@@ -267,13 +305,19 @@ class PlanTap(Tap):
     def _act(self, index: int, site: Site, value: Tensor) -> Tensor:
         one = self._program.plan[index]
         place, tokens = self._where(index, one)
-        if tokens is False:
+        if tokens is False and one.gate is None:
             return value
         part = value if one.rows is None else value[list(one.rows)]
+        factors = None if one.schedule is None else one.schedule.at(self._standing(one))
+        if one.gate is not None:
+            place, tokens, weights = self._through(index, one.gate, site, part)
+            factors = weights if factors is None else factors * weights
+        if tokens is False:
+            return value
         new = one.operator(part, site, place, one.size)
         check_like(new, part, site)
-        if one.schedule is not None:
-            new = scheduled(part, new, one.schedule.at(self._standing(one)), site)
+        if factors is not None:
+            new = scheduled(part, new, factors, site)
         mask = mask_of(one, tokens, site, part)
         if one.keys is not None:
             keys = key_mask(one.keys, self._standing(one), site, part)
@@ -285,15 +329,23 @@ class PlanTap(Tap):
         rows = torch.tensor(one.rows, device=value.device)
         return value.index_copy(0, rows, changed)
 
+    def _through(
+        self, index: int, gate: Gate, site: Site, part: Tensor
+    ) -> tuple[Place, Selection, Tensor]:
+        """Where an intervention acts that has a gate, and how much of it is let through."""
+        one, n = self._program.plan[index], len(self._place.prompt)
+        standing, tokens = self._standing(one), self._where(index, one)[1]
+        rows = (range(n) if one.rows is None else one.rows, n)
+        return self._ledger.verdicts.through(index, gate, site, part, standing, tokens, rows)
+
     def _add(self, bank: Bank, value: Tensor) -> Tensor:
-        if bank.indices not in self._banks:
-            self._banks[bank.indices] = self._chosen(bank.indices)
-        chosen, counts = self._banks[bank.indices]
+        selected = self._banks.get(bank.indices)
+        if selected is None:
+            selected = self._banks[bank.indices] = self._chosen(bank.indices)
+        chosen, counts = selected
         if not any(counts):
             return value
-        for index, count, square in zip(bank.indices, counts, bank.squares, strict=True):
-            if count:
-                self._ledger.note(index, count, count * square)
+        self._ledger.note_all(bank.indices, counts, bank.squares)
         return bank.add(value, chosen)
 
     def _chosen(self, indices: tuple[int, ...]) -> Selected:

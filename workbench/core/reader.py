@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from workbench.core.buckets import batches
 from workbench.core.data import Batch, PaddingSide, batch_of, token_rows
 from workbench.core.errors import (
     EmptySelectionError,
@@ -37,7 +38,6 @@ from workbench.core.tap import Tap, chain
 
 Rows = Float[Tensor, "row d"]
 Text = str | Sequence[int]
-PADS = 32  # of a batch's tokens, one may be a pad
 
 
 @final
@@ -167,26 +167,6 @@ def reader_of(  # noqa: PLR0913 - what is read, where, of what, and in which bat
         padding_side=padding_side,
         offsets=reading.offsets,
     )
-
-
-def batches(lengths: Sequence[int], texts: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Texts in batches of similar length, each of at most `max_tokens` tokens with its pads.
-
-    A batch also ends before its pads exceed a 32nd of that: another forward costs less than many
-    pads. A text that is longer on its own is a batch on its own.
-    """
-    batch: list[int] = []
-    tokens = 0
-    for text in sorted(texts, key=lambda i: lengths[i]):
-        padded = lengths[text] * (len(batch) + 1)
-        pads = padded - tokens - lengths[text]
-        if batch and (padded > max_tokens or pads > max_tokens // PADS):
-            yield batch
-            batch, tokens = [], 0
-        batch.append(text)
-        tokens += lengths[text]
-    if batch:
-        yield batch
 
 
 def check_finite(site: Site, rows: Rows, where: Where) -> None:

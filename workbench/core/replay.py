@@ -9,12 +9,12 @@ they were counted in the run.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 from torch import Tensor
 from typing_extensions import override
 
-from workbench.core.axes import Resid
+from workbench.core.axes import Logits, Resid
 from workbench.core.data import Batch
 from workbench.core.modes import forward_only, outside_inference
 from workbench.core.plan import Plan
@@ -24,6 +24,38 @@ from workbench.core.sites import Site, Sites
 from workbench.core.tap import Keep, Recorder, Tap, as_it_is, chain
 
 ENTRY, EXIT = "hook_resid_pre", "hook_resid_post"
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What makes the activations that a trace does not keep, when they are read."""
+
+    @property
+    def sites(self) -> Sites:
+        """What can be read, in forward order."""
+        ...
+
+    def read(self, sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor]]:
+        """The activations at `sites`, which are in forward order."""
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Left:
+    """What one forward left: activations kept, what makes the others, and what was unembedded."""
+
+    activations: Mapping[Site, Tensor]
+    replay: Source | None
+    unembedded: Logits | None
+
+    def read(self, sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor]]:
+        """Sites and their activations; of those that are replayed each block is run once."""
+        missing = [site for site in sites if site not in self.activations]
+        replayed = iter(()) if self.replay is None else self.replay.read(missing)
+        for site in sites:
+            kept = self.activations.get(site)
+            yield (site, kept) if kept is not None else next(replayed)
 
 
 @final
@@ -63,15 +95,8 @@ class Replay:
 
     def kept(self) -> Mapping[Site, Tensor]:
         """The sites whose value is one of the kept streams: nothing has to run for them."""
-        found: dict[Site, Tensor] = {}
-        for site in self.sites:
-            if site.layer is None:
-                continue
-            if site.short == EXIT:
-                found[site] = self.streams[site.layer + 1 - self.first]
-            elif site.short == ENTRY and site not in self.program.by_site:
-                found[site] = self.streams[site.layer - self.first]
-        return found
+        found = kept_streams(self.sites, self.program)
+        return {site: self.streams[layer - self.first] for site, layer in found.items()}
 
     def read(self, sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor]]:
         """The activations at `sites`, in forward order; each block runs once, and is then dropped.
@@ -97,6 +122,19 @@ class Replay:
         return {site: seen[site] for site in sites}
 
 
+def kept_streams(sites: Sites, program: Program) -> Mapping[Site, int]:
+    """The sites whose value is the stream before a block, or after the last, and which block."""
+    found: dict[Site, int] = {}
+    for site in sites:
+        if site.layer is None:
+            continue
+        if site.short == EXIT:
+            found[site] = site.layer + 1
+        elif site.short == ENTRY and site not in program.by_site:
+            found[site] = site.layer
+    return found
+
+
 def stream_name(layer: int) -> str:
     """What the stream before a block is called in files."""
     return f"stream.{layer}"
@@ -105,9 +143,10 @@ def stream_name(layer: int) -> str:
 def can_replay(model: Model, plan: Plan) -> bool:
     """Whether a block can be made again: the plan is data, and blocks begin and end as streams.
 
-    A bare function may answer differently the second time, or count how often it is called.
+    A bare function may answer differently the second time, or count how often it is called; a gate
+    may read in an earlier block than it acts in.
     """
-    if not plan.replayable:
+    if not plan.replayable or any(one.gate is not None for one in plan):
         return False
     ends: dict[int, list[str]] = {}
     for site in model.sites:

@@ -4,6 +4,7 @@ Notable: everything a run needs is made here and dropped at its end; the model i
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -15,23 +16,25 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core.axes import Resid
+from workbench.core.buckets import Part, buckets_of
 from workbench.core.data import Batch, PaddingSide, Prompt
 from workbench.core.errors import (
     NonFiniteError,
     NotRecordedError,
 )
 from workbench.core.estimate import check_fits, estimate_of
+from workbench.core.gathered import LOGITS, Gathered, put
 from workbench.core.modes import forward_only, outside_inference
 from workbench.core.operands import pure
 from workbench.core.options import expect
 from workbench.core.plan import Interventions, as_plan
 from workbench.core.program import Ledger, compile_plan
 from workbench.core.protocols import Model
-from workbench.core.replay import Replay, Streams
+from workbench.core.replay import Left, Replay, Streams
 from workbench.core.request import Columns, Request, Start, as_batch, late_sites, request_of
 from workbench.core.sites import Selector, Site, Sites
 from workbench.core.spill import Spill
-from workbench.core.tap import UNTAPPED, Recorder, Tap, as_it_is, chain
+from workbench.core.tap import UNTAPPED, Keep, Recorder, Tap, as_it_is, chain
 from workbench.core.trace import Trace
 
 Check = Callable[[], None]
@@ -50,6 +53,7 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     logits: bool = True,
     padding_side: PaddingSide = "right",
     attention_mask: Tensor | None = None,
+    max_tokens: int | None = None,
     start: Start = None,
     spill: str | Path | None = None,
     tap: Tap = UNTAPPED,
@@ -60,15 +64,21 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     Costs one forward of as many blocks as are needed: all of them for logits, with `logits=False`
     those up to the last recorded one. `positions` ("last", or content positions, negative ones
     from each row's end) and `vocabulary` restrict what is unembedded. `attention_mask` (batch pos)
-    has 1 at tokens and 0 at pads, wherever these stand.
+    has 1 at tokens and 0 at pads, wherever these stand; one by query and key (batch|1 head|1 query
+    key) is True, or an additive 0, where a query may see a key, of those that it could see.
 
     `record="all"` offers every site and keeps the stream before each block: reading another site
     replays one block under the same plan (see `Trace.read`). Where that might give another answer,
     with a bare function in the plan or a `tap`, every site is recorded as the run goes, as every
     other selection is, `"*"` too.
 
+    With `max_tokens` rows of similar length run together, in batches of at most so many tokens with
+    their pads: less work and memory where lengths differ. The trace is that of one batch, within
+    rounding, and 0 at pads. A bare function or `tap` may look at all rows, and is refused.
+
     `start` is a block and the stream before it, as the block takes it, before the plan: nothing
-    earlier runs. `spill` names an empty folder in whose files recorded tensors are kept, mapped.
+    earlier runs. `spill` names an empty folder in whose files recorded tensors are kept, mapped;
+    `load_trace` opens it again.
     `tap` is any tap of your own, called after the plan and before recording; it must not write
     into what it is given. `check` is called at every site and may raise to cancel.
 
@@ -79,6 +89,7 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         InPlaceEditError: If a bare function or `tap` wrote into an activation.
         NonFiniteError: If the stream stops being finite; names the first site where it does.
         EmptySelectionError: If nothing is asked for.
+        OptionError: If an argument is outside what it may be, or goes with no `max_tokens`.
         MemoryLimitError: If the run would not fit (see `estimate`); says what would.
         StorageError: If `spill` cannot be written to.
     """
@@ -97,28 +108,82 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         own=tap is not UNTAPPED,
         late=any(tap.wants(site) for site in late_sites(model)),
     )
-    check_fits(estimate_of(asked, spilled=spill is not None))
-    keep = as_it_is if spill is None else Spill(spill)
-    own = tap if tap is UNTAPPED else Guarded(tap)
-    ledger, streams = Ledger(program.plan), Streams(keep)
-    recorder = Recorder(() if asked.lazy else asked.sites, keep)
-    kept = (streams,) if asked.lazy else ()
-    acting = chain(program.tap(batch.place, ledger), own)
-    resid, unembedded = _forward(asked, chain(*_checks(check), *kept, acting, recorder), own)
-    replay = _replay(asked, streams.with_last(resid, model.sizes.n_layers)) if asked.lazy else None
+    own = None if tap is UNTAPPED else Guarded(tap)
+    parts = () if max_tokens is None else buckets_of(asked, max_tokens, own=own is not None)
+    check_fits(estimate_of(asked, parts, spilled=spill is not None))
+    ledger, spilled = Ledger(program.plan), None if spill is None else Spill(spill)
+    watched = _Watched(own or UNTAPPED, check)
+    if parts:
+        left = _in_parts(asked, parts, ledger, watched, spilled)
+    else:
+        left = _leave(asked, ledger, watched, spilled or as_it_is)
+    receipts = program.finish(ledger, batch, asked.ended)
+    if spilled is not None:
+        spilled.finish(asked, parts)
     return Trace(
         model=model,
         batch=batch,
         plan=program.plan,
-        receipts=program.finish(ledger, batch.prompt.tolist(), asked.ended),
-        activations=MappingProxyType(
-            dict(replay.kept()) if replay else in_order(recorder.recorded(), asked.sites)
-        ),
-        unembedded=unembedded if logits else None,
+        receipts=receipts,
+        activations=left.activations,
+        unembedded=left.unembedded if logits else None,
         columns=asked.columns,
         vocabulary=asked.vocabulary,
-        replay=replay,
+        replay=left.replay,
     )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """What of the caller's own comes with a run: a tap, and a check that may raise."""
+
+    tap: Tap
+    check: Check | None
+
+
+def _leave(asked: Request, ledger: Ledger, watched: _Watched, keep: Keep) -> Left:
+    """One forward, and what it left."""
+    streams = Streams(keep)
+    recorder = Recorder(() if asked.lazy else asked.sites, keep)
+    kept = (streams,) if asked.lazy else ()
+    acting = chain(asked.program.tap(asked.batch.place, ledger), watched.tap)
+    tap = chain(*_checks(watched.check), *kept, acting, recorder)
+    resid, unembedded = _forward(asked, tap, watched.tap)
+    if asked.lazy:
+        replay = _replay(asked, streams.with_last(resid, asked.model.sizes.n_layers))
+        return Left(MappingProxyType(dict(replay.kept())), replay, unembedded)
+    seen = in_order(recorder.recorded(), asked.sites)
+    return Left(MappingProxyType(seen), None, unembedded)
+
+
+def _in_parts(
+    asked: Request, parts: Sequence[Part], ledger: Ledger, watched: _Watched, spill: Spill | None
+) -> Left:
+    """A forward for each part of a run, and what they left together."""
+    lefts: list[Left] = []
+    whole: Tensor | None = None
+    for number, part in enumerate(parts):
+        own = Ledger(part.asked.program.plan)
+        left = _leave(part.asked, own, watched, as_it_is if spill is None else spill.part(number))
+        ledger.add(own, part.indices)
+        if asked.logits and left.unembedded is not None:
+            whole = _gather(asked, part, left.unembedded, whole)
+        lefts.append(Left(left.activations, left.replay, None))
+        del left  # or its logits would be there while the next part runs
+    buckets = tuple(part.bucket for part in parts)
+    gathered = Gathered(asked.sites, asked.batch, buckets, tuple(lefts))
+    return Left(MappingProxyType({}), gathered, whole)
+
+
+def _gather(asked: Request, part: Part, logits: Tensor, whole: Tensor | None) -> Tensor:
+    """The logits of all rows, with those of a part put in."""
+    if whole is None:
+        rows, width = asked.batch.tokens.shape
+        columns = width if asked.columns is None else asked.columns.shape[1]
+        whole = logits.new_zeros(rows, columns, logits.shape[-1])
+    put(whole, logits, part.bucket, LOGITS if asked.columns is None else ("batch", "column"))
+    return whole
 
 
 def _forward(asked: Request, tap: Tap, own: Tap) -> tuple[Resid, Tensor | None]:

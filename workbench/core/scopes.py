@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from workbench.core.errors import EmptySelectionError
+from workbench.core.matching import AfterMatch, Matching
 from workbench.core.options import count, index, indices, iterated, text
 from workbench.core.phrases import After, AfterText, Between, OfTokens
 from workbench.core.place import Everywhere, Generated, Where, scope
@@ -68,6 +69,25 @@ def after(phrase: str | int | Iterable[int]) -> Scope:
 def until(phrase: str | int | Iterable[int]) -> Scope:
     """Everything up to the first occurrence of a text or of tokens, its last token included."""
     return Combined((Everywhere(),), (after(phrase),))
+
+
+def matching(pattern: str) -> Scope:
+    r"""Every token that is part of a match of a regular expression, as far as the text has come.
+
+    Decided by the text up to and including the token: of "12" only what already stands there is
+    seen, and of a word the token that completes it is the one selected. A token has to have a
+    character in the match. Flags stand in the pattern ("(?i)yes"), which is that of the `regex`
+    package, as `re` has it and more; one that takes more than seconds is refused as it runs.
+
+    >>> matching(r"[0-9]+").to_json()
+    {'kind': 'matching', 'pattern': '[0-9]+'}
+    """
+    return Matching(pattern)
+
+
+def after_match(pattern: str) -> Scope:
+    """Everything after the first token up to which the text contains a match of a pattern."""
+    return AfterMatch(pattern)
 
 
 def between(opening: int | Iterable[int], closing: int | Iterable[int]) -> Scope:

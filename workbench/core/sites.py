@@ -8,6 +8,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, final
 
 from typing_extensions import override
 
@@ -15,12 +16,17 @@ from workbench.core.axes import AXES
 from workbench.core.errors import EmptySelectionError, UnknownNameError
 from workbench.core.options import expect, iterated
 
+_SITES: dict[tuple[str, int | None], Any] = {}  # only ever grows, by atomic steps
 _LAYER = re.compile(r"\.([0-9]{1,6})\.")
 
 
-@dataclass(frozen=True, slots=True)
+@final
+@dataclass(frozen=True, slots=True, eq=False, init=False)
 class Site:
     """A place in the forward pass; prints and parses as TransformerLens's classic hook name.
+
+    There is one object for each place, so that comparing and looking up, hundreds of times in each
+    pass, cost next to nothing.
 
     >>> Site.parse("blocks.3.attn.hook_z")
     Site('blocks.3.attn.hook_z')
@@ -30,6 +36,23 @@ class Site:
 
     name: str  # a key of AXES, with {} in the layer's place
     layer: int | None = None  # None outside the blocks
+
+    def __new__(cls, name: str, layer: int | None = None) -> "Site":
+        """The one site of this name and layer."""
+        known = _SITES.get((name, layer))
+        if known is not None:
+            return known
+        made = object.__new__(cls)
+        object.__setattr__(made, "name", name)
+        object.__setattr__(made, "layer", None if layer is None else int(layer))
+        return _SITES.setdefault((name, layer), made)
+
+    def __init__(self, name: str, layer: int | None = None) -> None:
+        """Nothing: `__new__` has made it, or found it."""
+
+    @override
+    def __reduce__(self) -> tuple[type["Site"], tuple[str, int | None]]:
+        return Site, (self.name, self.layer)
 
     @classmethod
     def parse(cls, text: str) -> "Site":

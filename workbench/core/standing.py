@@ -20,6 +20,7 @@ from workbench.core.errors import OptionError
 
 Mask = Bool[Tensor, "batch pos"]
 Content = Int[Tensor, "batch position"]
+Keys = Int[Tensor, "batch key"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,8 @@ class Place:
     """The positions of one pass: absolute, per row, with the length of each row's prompt.
 
     What the tokens *are* is known where the pass begins at position 0 (`tokens`), or where the
-    run tells it (`said`, by absolute position, -1 where a row has no token yet).
+    run tells it (`said`, by absolute position, -1 where a row has no token yet). `keys` are the
+    positions of the keys, -1 for pads, where those of a row stand with gaps between them.
     """
 
     positions: Positions
@@ -39,6 +41,7 @@ class Place:
     prompt_high: int
     tokens: Tokens | None = None
     said: Content | None = None
+    keys: Keys | None = None
 
     @property
     def from_start(self) -> bool:
@@ -83,6 +86,7 @@ class Place:
             int(prompt.max()),
             None if self.tokens is None else self.tokens[at],
             None if self.said is None else self.said[at],
+            None if self.keys is None else self.keys[at],
         )
 
 

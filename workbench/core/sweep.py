@@ -19,6 +19,7 @@ from workbench.core.cache import KeptKeys, SuffixCache
 from workbench.core.data import Batch, Prompt, batch_of
 from workbench.core.errors import EmptySelectionError, NonFiniteError, OptionError
 from workbench.core.grid import Grid, parting, spread
+from workbench.core.guards import check_need, sweep_need
 from workbench.core.interventions import Intervention
 from workbench.core.metrics import Metric, TokenMetric, read_by
 from workbench.core.modes import forward_only, outside_inference
@@ -72,18 +73,20 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how it may b
         AlignmentError: If `source` does not match the base token by token.
         ShapeError: If the prompts are not the metric's examples.
         NonFiniteError: If the metric of a cell is not finite.
+        MemoryLimitError: If the base run and a batch of cells would not fit; says what would.
     """
     batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
     reader, fixed = read_by(metric, model, len(batch.tokens)), as_plan(plan)
     made = _cells(cells, model, batch, source, fixed, reader)
     found = [cell_of(index, one, model, batch, fixed) for index, one in enumerate(made.plans)]
+    size = Budget(count("max_tokens", max_tokens), count("max_bytes", max_bytes), model, reader)
+    groups = waves([cell for cell in found if cell.column is not None], batch, size)
+    check_need(sweep_need(model, batch, found, groups), model)
     base = _base(model, batch, fixed, reader, found)
     values = base.values.repeat(len(found), 1)
-    moving = [cell for cell in found if cell.column is not None]
     done = torch.tensor([cell.column is None for cell in found])
-    size = Budget(count("max_tokens", max_tokens), count("max_bytes", max_bytes), model, reader)
     tokens, n_waves = 0, 0
-    for wave in waves(moving, batch, size):
+    for wave in groups:
         if stop is not None and stop():
             break
         at = [cell.index for cell in wave]
@@ -242,7 +245,7 @@ def _base(
             at[layer], before = resid, layer
         resid = model.layers(resid, batch, tap, first=before, cache=kept)
         values = _read(model, batch, resid, tap, reader, 1)
-    program.finish(ledger, batch.prompt.tolist(), ENDED)
+    program.finish(ledger, batch, ENDED)
     return _Base(batch, values[0], at, kept)
 
 
@@ -284,7 +287,7 @@ def _ride(
             first = max(layer, 0)
             stream = model.layers(stream, batch, tap, first=first, last=last, cache=cache)
         values = _read(model, batch, stream, tap, reader, joined)
-    program.finish(ledger, batch.prompt.tolist(), ENDED)
+    program.finish(ledger, batch, ENDED)
     reached = base.batch.last >= column  # a row that ends before it cannot be moved
     return torch.where(reached, values, base.values)
 

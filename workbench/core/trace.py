@@ -16,7 +16,7 @@ from workbench.core.errors import NotPicklableError, NotRecordedError
 from workbench.core.plan import Plan
 from workbench.core.program import Receipt
 from workbench.core.protocols import Model
-from workbench.core.replay import Replay
+from workbench.core.replay import Left, Source
 from workbench.core.sites import Selector, Site, Sites, select
 
 
@@ -33,6 +33,9 @@ class Trace(Mapping[Site, Tensor]):
     read, one block each time, and does not keep it. Equal to the run's own within rounding, bit by
     bit for sites read without those inside fused kernels. `read`, `items` and `values` run each
     block once, however many of its sites they give.
+
+    A trace of a run with `max_tokens` keeps what its batches left, and puts a site together when
+    it is read: its pads are 0, in the logits too (of attention scores -inf, as all that is masked).
     """
 
     model: Model
@@ -43,7 +46,7 @@ class Trace(Mapping[Site, Tensor]):
     unembedded: Logits | None  # None if the run was not asked for logits
     columns: Int[Tensor, "batch column"] | None = field(default=None)  # None: every column
     vocabulary: Int[Tensor, " word"] | None = field(default=None)  # None: the whole vocabulary
-    replay: Replay | None = field(default=None)  # makes the sites that are not kept
+    replay: Source | None = field(default=None)  # makes the sites that are not kept
 
     @property
     def logits(self) -> Logits:
@@ -157,11 +160,7 @@ class Trace(Mapping[Site, Tensor]):
 
 def _pairs(trace: Trace, sites: Sites) -> Iterator[tuple[Site, Tensor]]:
     """Sites and their activations, each block replayed once."""
-    missing = [site for site in sites if site not in trace.activations]
-    replayed = iter(()) if trace.replay is None else trace.replay.read(missing)
-    for site in sites:
-        kept = trace.activations.get(site)
-        yield (site, kept) if kept is not None else next(replayed)
+    return Left(trace.activations, trace.replay, None).read(sites)
 
 
 @final

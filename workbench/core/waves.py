@@ -37,7 +37,8 @@ def cell_of(index: int, plan: Plan, model: Model, batch: Batch, fixed: Plan) -> 
     """Where the run of a cell begins, under a `fixed` plan.
 
     At the first column where a bare function may look at all of them, and where keys are named
-    among pads: which column has which key is known in a whole pass only.
+    among pads: which column has which key is known in a whole pass only. Before everything where
+    there is a gate, which may read anywhere before it acts.
 
     Raises:
         UnknownNameError: If a site is not one of the model's.
@@ -54,6 +55,8 @@ def cell_of(index: int, plan: Plan, model: Model, batch: Batch, fixed: Plan) -> 
         optional = all(one.optional or one.size == 0 for one in plan)
         return Cell(index, plan, -1, None if optional else 0)
     both = plan + fixed
+    if any(one.gate is not None for one in both):
+        return Cell(index, plan, -1, 0)
     keyed = batch.real is not None and any(one.keys is not None for one in both)
     alike = model.causal and both.replayable and not keyed
     return Cell(index, plan, program.first_block(model), min(found) if alike else 0)

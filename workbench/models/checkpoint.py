@@ -174,6 +174,20 @@ class Sharded(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._index)
 
+    def release(self) -> None:
+        """Gives the memory of all that was read back, where a shard can."""
+        for shard in self._shards.values():
+            release(shard)
+
+
+def release(weights: Mapping[str, Tensor]) -> None:
+    """Gives the memory of mapped weights back; whoever reads on reads the files again.
+
+    Only for weights nobody has written into: that would be lost.
+    """
+    if isinstance(weights, MappedTensors | Sharded):
+        weights.release()
+
 
 def read_shard(file: Path) -> Mapping[str, Tensor]:
     """One file of weights.

@@ -186,7 +186,8 @@ class Transformer:
     ) -> Resid:
         """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them)."""
         visible, causal = visibility(batch, cache, causal=self._stack.causal)
-        now = Pass(self._angles(batch), visible, causal, cache)
+        blind = batch.seen is not None and visible is not None and not bool(visible.any(-1).all())
+        now = Pass(self._angles(batch), visible, causal, cache, blind)
         for block in self._blocks[first:last]:
             resid = block.step(resid, tap, now)
         return resid

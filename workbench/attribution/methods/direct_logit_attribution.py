@@ -151,7 +151,7 @@ def _read(model: Model, batch: Batch, plan: Plan, sites: Sites) -> _Seen:
     tap = chain(before, program.tap(batch.place, ledger), after)
     with forward_only():
         stream = model.layers(model.embed(batch, tap), batch, tap)
-    program.finish(ledger, batch.prompt.tolist(), "its scope selects no token")
+    program.finish(ledger, batch, "its scope selects no token")
     return _Seen(pick(stream, batch.last[:, None])[:, 0], after.seen, before.seen)
 
 

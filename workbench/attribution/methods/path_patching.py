@@ -9,11 +9,15 @@ Notable: a receiver's input is *set*. Receivers patched together each get what c
 directly, none what the others among them then write; so the stream at the end, "logits", overrides
 all others beside it. Effects by single receivers do not sum to the sender's whole effect, but to
 first order they do (MLPs frozen, all receivers counted: each path leaves the sender by one edge).
+
+With all heads frozen nothing moves from one position to another on the way to a receiver: what a
+sender changes at a position arrives at that position only. So one pass gives the inputs of every
+receiver for every position of the sender.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 from typing import ClassVar, Literal, final
 
 import torch
@@ -22,55 +26,39 @@ from typing_extensions import override
 
 from workbench.attribution.attribution import Kind
 from workbench.attribution.method import AttributionMethod, Scores
-from workbench.core.axes import GROUPED, HEAD_INPUTS
+from workbench.attribution.parts import (
+    LOGITS,
+    Group,
+    Part,
+    Place,
+    axis,
+    before,
+    grouped,
+    places,
+    positions_axis,
+    read_at,
+    receivers,
+    senders,
+)
+from workbench.core.axes import HEAD_INPUTS
 from workbench.core.data import Batch, TokenContrast
-from workbench.core.errors import EmptySelectionError, OptionError
+from workbench.core.errors import OptionError
 from workbench.core.interventions import Intervention
 from workbench.core.metrics import TokenMetric
 from workbench.core.modes import forward_only
 from workbench.core.operators import set as set_to
 from workbench.core.operators import zero
-from workbench.core.options import indices
 from workbench.core.plan import Plan
 from workbench.core.program import Ledger, block_of, compile_plan
 from workbench.core.protocols import Model
-from workbench.core.result import Axis, Check
+from workbench.core.result import Check
 from workbench.core.run import run
 from workbench.core.sites import Site, Sites, select
 from workbench.core.sweep import repeated, sweep
 from workbench.core.tap import Recorder, Tap, chain
 from workbench.core.trace import Trace
 
-LOGITS = "logits"
-SENDERS = frozenset(
-    {
-        "hook_embed",
-        "hook_pos_embed",
-        "hook_resid_pre",
-        "attn.hook_z",
-        "hook_attn_out",
-        "hook_mlp_out",
-    }
-)
-RECEIVERS = frozenset({"hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in"})
 _HELD = 2**27  # numbers of receivers' inputs that wait for one sweep
-
-
-@final
-@dataclass(frozen=True)
-class Part:
-    """A site, or one head of it."""
-
-    site: Site
-    head: int | None = None
-    label: str = ""
-
-    @override
-    def __str__(self) -> str:
-        return self.label or (str(self.site) if self.head is None else f"{self.site} H{self.head}")
-
-
-Group = tuple[Part, ...]  # what is patched together
 
 
 @final
@@ -85,14 +73,17 @@ class PathPatching(AttributionMethod):
     "logits", the stream at the end. On the way all heads are frozen, and MLPs either too (one
     edge) or "recomputed", as in the IOI paper.
 
-    Axes: `sender`, `receiver`; an axis left out is patched as a whole.
+    Axes: `sender`, `receiver`, and, if asked for, `pos`: where the sender takes the donor's value
+    (only at some positions, if `positions` are named; negative ones from the end of each prompt).
+    An axis left out is patched as a whole.
 
     Costs one pass over the blocks per site of senders, of as many rows as it has heads, and one
-    batched cell per pair in which the receiver comes after the sender.
+    batched cell per pair (and position) in which the receiver comes after the sender.
     """
 
     receivers: tuple[str, ...] = (LOGITS,)
     heads: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
     mlps: Literal["frozen", "recomputed"] = "frozen"
     direction: Literal["noising", "denoising"] = "noising"
     max_tokens: int = 1024
@@ -100,7 +91,8 @@ class PathPatching(AttributionMethod):
         "Wang et al. 2022, arXiv:2211.00593; Goldowsky-Dill et al. 2023, 2304.05969"
     )
     kind: ClassVar[Kind] = "effect"
-    offered: ClassVar[tuple[str, ...]] = ("sender", "receiver")
+    offered: ClassVar[tuple[str, ...]] = ("sender", "pos", "receiver")
+    usual: ClassVar[tuple[str, ...]] = ("sender", "receiver")
 
     @override
     def sites(self, model: Model) -> Sites:
@@ -117,21 +109,24 @@ class PathPatching(AttributionMethod):
         plan: Plan,
     ) -> Scores:
         base, donor = self._ends(contrast)
-        senders = _groups(_senders(sites, model, self.heads), apart="sender" in axes)
-        receivers = _groups(_receivers(self.receivers, model), apart="receiver" in axes)
-        _check_plan(plan, model)
+        sent = grouped(senders(sites, model, self.heads), apart="sender" in axes)
+        received = grouped(receivers(self.receivers, model), apart="receiver" in axes)
+        where = places(self.positions, base, apart="pos" in axes)
+        _check_plan(plan, model, local=where != [None])
         held = _held(model, mlps=self.mlps == "frozen")
         given = run(
             model, donor, plan=plan, record=sites, positions="last", vocabulary=metric.vocabulary
         )
-        paths = _Paths(model, base, plan, held, given, _values(model, base, plan, held))
         parted = _parted(base, donor) if model.causal and plan.replayable else 0
+        values = _values(model, base, plan, held)
+        paths = _Paths(model, base, plan, held, given, values, received, where, parted)
         swept = [
             sweep(model, base, cells, metric, plan=plan, max_tokens=self.max_tokens)
-            for cells in paths.cells(senders, receivers, parted)
+            for cells in paths.cells(sent)
         ]
-        named = {"sender": _axis("sender", senders), "receiver": _axis("receiver", receivers)}
-        resolved = tuple(named[axis] for axis in axes)
+        named = {"sender": axis("sender", sent), "receiver": axis("receiver", received)}
+        named["pos"] = positions_axis(where, base, model)
+        resolved = tuple(named[name] for name in axes)
         effects = torch.cat([one.effects for one in swept]).T
         base_value, donor_value = swept[0].base, metric(given)
         total = donor_value - base_value
@@ -140,7 +135,7 @@ class PathPatching(AttributionMethod):
             Check("paths", float(effects.shape[1]), "paths", "each one exact"),
             Check("parted", float(parted), "position", "the prompts agree before it: effect 0"),
         )
-        shaped = effects.reshape(-1, *(len(axis.labels) for axis in resolved))
+        shaped = effects.reshape(-1, *(len(one.labels) for one in resolved))
         return Scores(shaped, resolved, base_value, donor_value, checks)
 
     def _ends(self, contrast: TokenContrast) -> tuple[Batch, Batch]:
@@ -200,29 +195,31 @@ class _Paths:
     held: Sites
     donor: Trace
     base: Trace
+    receivers: Sequence[Group]
+    places: Sequence[Place]
+    parted: int
 
-    def cells(
-        self, senders: Sequence[Group], receivers: Sequence[Group], parted: int
-    ) -> Iterator[list[list[Intervention]]]:
-        """A cell per pair, receivers fastest, in batches that fit into memory."""
+    def cells(self, senders: Sequence[Group]) -> Iterator[list[list[Intervention]]]:
+        """A cell per pair and place, receivers fastest, in batches that fit into memory."""
         waiting: list[list[Intervention]] = []
         numbers = 0
         for _, some in groupby(senders, lambda group: group[0].site):
             together = list(some)
-            reached = self._reached(together, receivers)
+            reached = self._reached(together)
             numbers += sum(value.numel() for value in reached.values())
             for i, group in enumerate(together):
-                waiting += self._row(i, group, receivers, reached, parted)
+                waiting += self._row(i, group, reached)
             if numbers > _HELD:
                 yield waiting
                 waiting, numbers = [], 0
         if waiting:
             yield waiting
 
-    def _reached(self, senders: Sequence[Group], receivers: Sequence[Group]) -> dict[Site, Tensor]:
+    def _reached(self, senders: Sequence[Group]) -> dict[Site, Tensor]:
         """What stands at the receivers' sites when only the senders' change reaches them."""
         model, rows = self.model, len(self.batch.tokens)
-        read = select(sorted({str(_read_at(p.site)) for g in receivers for p in g}), model.sites)
+        reads = {str(read_at(part.site)) for group in self.receivers for part in group}
+        read = select(sorted(reads), model.sites)
         batch = self.batch.repeat(len(senders))
         held = repeated(self.plan, range(len(senders)), rows)
         plan = compile_plan(held, model, len(batch.tokens)).tap(batch.place, Ledger(held))
@@ -242,100 +239,26 @@ class _Paths:
         return dict(recorder.recorded())
 
     def _row(
-        self,
-        i: int,
-        sender: Group,
-        receivers: Sequence[Group],
-        reached: dict[Site, Tensor],
-        parted: int,
+        self, i: int, sender: Group, reached: dict[Site, Tensor]
     ) -> Iterator[list[Intervention]]:
-        """The cells of one sender: each receiver's input set to what reached it."""
+        """The cells of one sender: each receiver's input set to what reached it, place by place."""
         rows, order = len(self.batch.tokens), self.model.sites
         start = min(order.index(part.site) for part in sender)
         puts = {site: set_to(value[i * rows : (i + 1) * rows]) for site, value in reached.items()}
         split = {site: set_to(put.operand[:, :, None]) for site, put in puts.items()}
-        for receiver in receivers:
+        for place, receiver in product(self.places, self.receivers):
             later = [part for part in receiver if order.index(part.site) > start]
+            same = before(place, self.parted, self.batch)
             yield [
                 Intervention(
                     part.site,
-                    (puts if part.head is None else split)[_read_at(part.site)],
-                    positions=slice(parted, None),
+                    (puts if part.head is None else split)[read_at(part.site)],
+                    positions=slice(self.parted, None) if place is None else place,
                     heads=None if part.head is None else [part.head],
                     optional=True,
                 )
-                for part in later
+                for part in ([] if same else later)
             ] or [Intervention(receiver[0].site, zero(), strength=0.0, optional=True)]
-
-
-def _senders(sites: Sites, model: Model, heads: tuple[int, ...] | None) -> list[Part]:
-    for site in sites:
-        if site.short not in SENDERS:
-            raise OptionError("sites", f"senders: {', '.join(sorted(SENDERS))}", str(site))
-    parts = [part for site in sites for part in _parts(site, model)]
-    if heads is None:
-        return parts
-    chosen = indices("heads", heads)
-    if min(chosen) < 0 or max(chosen) >= model.sizes.n_heads:
-        raise OptionError("heads", f"0…{model.sizes.n_heads - 1}", heads)
-    return [part for part in parts if part.head is None or part.head in chosen]
-
-
-def _receivers(names: Sequence[str], model: Model) -> list[Part]:
-    """The parts that names, globs and labels choose, in forward order.
-
-    Raises:
-        EmptySelectionError: If there are none.
-    """
-    if not names:
-        raise EmptySelectionError('receivers is empty; name at least one, or "logits".')
-    chosen = {part for name in names if name != LOGITS for part in _named(name, model)}
-    known = (part for site in model.sites for part in _parts(site, model))
-    end = (Part(Site("blocks.{}.hook_resid_post", model.sizes.n_layers - 1), label=LOGITS),)
-    return [*(part for part in known if part in chosen), *(end if LOGITS in names else ())]
-
-
-def _named(name: str, model: Model) -> list[Part]:
-    """The receivers of one name or glob, of which a label as in "blocks.*.hook_q_input H2" is one.
-
-    Raises:
-        OptionError: If one is no receiver, or no site has such a head.
-    """
-    pattern, _, head = name.partition(" H")
-    sites = select(pattern, model.sites)
-    for site in sites:
-        if site.short not in RECEIVERS:
-            allowed = f"{', '.join(sorted(RECEIVERS))} or '{LOGITS}'"
-            raise OptionError("receivers", allowed, str(site))
-    parts = [part for site in sites for part in _parts(site, model)]
-    found = [part for part in parts if head in ("", str(part.head))]
-    if not found:
-        raise OptionError("receivers", f"one of {', '.join(map(str, parts))}", name)
-    return found
-
-
-def _parts(site: Site, model: Model) -> Iterator[Part]:
-    if "head" not in site.axes:
-        yield Part(site)
-        return
-    sizes = model.sizes
-    for head in range(sizes.n_key_value_heads if site.short in GROUPED else sizes.n_heads):
-        yield Part(site, head)
-
-
-def _groups(parts: Sequence[Part], *, apart: bool) -> list[Group]:
-    return [(part,) for part in parts] if apart else [tuple(parts)]
-
-
-def _axis(name: str, groups: Sequence[Group]) -> Axis:
-    return Axis(name, tuple(" + ".join(map(str, group)) for group in groups))
-
-
-def _read_at(receiver: Site) -> Site:
-    """Where the stream that a receiver reads is recorded, before it is split by head."""
-    if receiver.short in HEAD_INPUTS:
-        return Site("blocks.{}.hook_resid_pre", receiver.layer)
-    return receiver
 
 
 def _held(model: Model, *, mlps: bool) -> Sites:
@@ -350,8 +273,11 @@ def _values(model: Model, base: Batch, plan: Plan, held: Sites) -> Trace:
     return run(model, base, plan=plan, record=lambda site: site in kept, logits=False)
 
 
-def _check_plan(plan: Plan, model: Model) -> None:
-    """Refuses a plan that changes what receivers read: their input would be set over it.
+def _check_plan(plan: Plan, model: Model, *, local: bool) -> None:
+    """Refuses a plan under which a path would not be what it is said to be.
+
+    One that changes what receivers read: their input would be set over it. And, where positions
+    are told apart, a bare function: it may carry a change from one of them to another.
 
     Raises:
         OptionError: If it does.
@@ -360,6 +286,8 @@ def _check_plan(plan: Plan, model: Model) -> None:
         for site in select(one.sites, model.sites):
             if site.short in HEAD_INPUTS:
                 raise OptionError("plan", "without changes at the inputs of heads", str(one))
+    if local and not plan.replayable:
+        raise OptionError("plan", "without bare functions where positions are told apart", plan)
 
 
 def _parted(base: Batch, donor: Batch) -> int:

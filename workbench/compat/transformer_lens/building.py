@@ -1,8 +1,4 @@
-"""A model from a classic configuration, of the bricks here; what they cannot do is named.
-
-Notable: weights are drawn from a generator of their own, in the classic's order and shapes, so the
-same seed gives the same weights bit for bit, and no other random number changes.
-"""
+"""A model from a classic configuration, of the bricks here; what they cannot do is named."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -12,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.compat.transformer_lens.config import HookedTransformerConfig
-from workbench.compat.transformer_lens.weights import native, native_names
+from workbench.compat.transformer_lens.initialising import clear
 from workbench.core.errors import OptionError
 from workbench.core.protocols import Sizes, Vocabulary
 from workbench.models.config import ACTIVATIONS, Activation
@@ -28,7 +24,7 @@ from workbench.models.layers.norm import (
     PlainRMSNorm,
     RMSNorm,
 )
-from workbench.models.layers.positions import Rotary, rotate, rotate_neighbours
+from workbench.models.layers.positions import Rotary, rotary, rotate, rotate_neighbours
 from workbench.models.tokenizer import Tokenizer
 from workbench.models.transformer import AnyBlock, Block, ParallelBlock, Stack, Transformer
 
@@ -57,7 +53,10 @@ UNBUILT: Mapping[str, Callable[[HookedTransformerConfig], tuple[str, bool]]] = M
             c.rotary_dim is None or (c.rotary_dim <= c.d_head and c.rotary_dim % 2 == 0),
         ),
         "rotary_base_local": lambda c: ("None", c.rotary_base_local is None),
-        "use_NTK_by_parts_rope": lambda c: ("False", not c.use_NTK_by_parts_rope),
+        "use_NTK_by_parts_rope": lambda c: (
+            "False with rotary_adjacent_pairs",
+            not (c.use_NTK_by_parts_rope and c.rotary_adjacent_pairs),
+        ),
         "positional_embedding_type": lambda c: (
             "'standard' or 'rotary'",
             c.positional_embedding_type in ("standard", "rotary"),
@@ -99,7 +98,7 @@ def build(cfg: HookedTransformerConfig, vocabulary: Vocabulary | None) -> Transf
     with torch.device("meta"):  # else every matrix would be drawn from the process's generator
         stack = _stack(cfg, sizes)
     stack = stack.to_empty(device="cpu").to(cfg.dtype)
-    _clear(stack)
+    clear(stack)
     fingerprint = f"built from a configuration, seed {cfg.seed}"
     return Transformer(stack, name=cfg.model_name, fingerprint=fingerprint, tokenizer=vocabulary)
 
@@ -121,66 +120,22 @@ def _stack(cfg: HookedTransformerConfig, sizes: Sizes) -> Stack:
 
 def _rotary(cfg: HookedTransformerConfig) -> Rotary:
     width = cfg.rotary_dim or cfg.d_head
+    if cfg.use_NTK_by_parts_rope:
+        parameters: dict[str, object] = {
+            "rope_type": "llama3",
+            "rope_theta": cfg.rotary_base,
+            "factor": cfg.NTK_by_parts_factor,
+            "low_freq_factor": cfg.NTK_by_parts_low_freq_factor,
+            "high_freq_factor": cfg.NTK_by_parts_high_freq_factor,
+            "original_max_position_embeddings": cfg.NTK_original_ctx_len,
+        }
+        return rotary(width, parameters)
     steps = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
     return Rotary(1.0 / cfg.rotary_base**steps, neighbours=cfg.rotary_adjacent_pairs)
 
 
 def _cap(cap: float) -> float | None:
     return cap if cap > 0 else None
-
-
-def initialise(stack: Stack, cfg: HookedTransformerConfig) -> None:
-    """Draws every W from normal(0, initializer_range); biases 0, norm weights 1.
-
-    Raises:
-        OptionError: If `cfg.init_mode` is another.
-    """
-    if cfg.init_mode != "gpt2":
-        raise OptionError("init_mode", "'gpt2'", cfg.init_mode)
-    draws = torch.Generator()
-    draws = draws.manual_seed(draws.seed() if cfg.seed is None else cfg.seed)
-    names, places = native_names(stack), dict(stack.named_parameters(remove_duplicate=False))
-    _clear(stack)
-    with torch.no_grad():
-        for name in _drawn(cfg):
-            shape = _classic_shape(name, cfg)
-            value = torch.empty(shape, dtype=cfg.dtype)
-            value.normal_(0.0, cfg.initializer_range, generator=draws)
-            places[names[name]].copy_(native(name, value))
-
-
-def _clear(stack: Stack) -> None:
-    norms = {id(norm.weight) for norm in stack.modules() if isinstance(norm, LayerNorm | RMSNorm)}
-    with torch.no_grad():
-        for weight in stack.parameters():
-            weight.fill_(1.0 if id(weight) in norms else 0.0)
-
-
-def _drawn(cfg: HookedTransformerConfig) -> list[str]:
-    """The names in the order in which the classic draws them."""
-    key = "_" if cfg.groups != cfg.n_heads else ""
-    parts = ["attn.W_Q", "attn.W_O", f"attn.{key}W_K", f"attn.{key}W_V"]
-    parts += [] if cfg.attn_only else ["mlp.W_in", "mlp.W_out"]
-    parts += ["mlp.W_gate"] if cfg.gated_mlp and not cfg.attn_only else []
-    inner = [f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in parts]
-    learned = ["pos_embed.W_pos"] if cfg.positional_embedding_type == "standard" else []
-    return ["embed.W_E", *learned, *inner, "unembed.W_U"]
-
-
-def _classic_shape(name: str, cfg: HookedTransformerConfig) -> tuple[int, ...]:
-    d, m = cfg.d_model, cfg.d_mlp or 0
-    return {
-        "W_E": (cfg.d_vocab, d),
-        "W_pos": (cfg.n_ctx, d),
-        "W_Q": (cfg.n_heads, d, cfg.d_head),
-        "W_K": (cfg.groups, d, cfg.d_head),
-        "W_V": (cfg.groups, d, cfg.d_head),
-        "W_O": (cfg.n_heads, cfg.d_head, d),
-        "W_in": (d, m),
-        "W_gate": (d, m),
-        "W_out": (m, d),
-        "W_U": (d, cfg.d_vocab_out),
-    }[name.rsplit(".", 1)[-1].lstrip("_")]
 
 
 def _check(cfg: HookedTransformerConfig) -> None:

@@ -11,7 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.compat.transformer_lens.key_value_cache import HookedTransformerKeyValueCache
+from workbench.compat.transformer_lens.key_value_cache import (
+    HookedTransformerKeyValueCache,
+    kept_sites,
+)
+from workbench.compat.transformer_lens.taps import Nodes
 from workbench.compat.transformer_lens.tokens import PaddingSide, Texts
 from workbench.compat.transformer_lens.utils import lm_cross_entropy_loss
 from workbench.core.axes import Resid
@@ -20,7 +24,7 @@ from workbench.core.data import Batch
 from workbench.core.errors import OptionError, PromptError, ShapeError
 from workbench.core.options import flag
 from workbench.core.protocols import Model
-from workbench.core.tap import Tap
+from workbench.core.tap import Tap, chain
 
 
 class Output(NamedTuple):
@@ -47,6 +51,7 @@ class Call:
     padding_side: PaddingSide | None = None
     start_at_layer: int | None = None
     tokens: Int[Tensor, "batch pos"] | None = None
+    shortformer_pos_embed: Tensor | None = None
     attention_mask: Tensor | None = None
     stop_at_layer: int | None = None
     past_kv_cache: HookedTransformerKeyValueCache | None = None
@@ -61,6 +66,9 @@ class Call:
             allowed = "'logits', 'loss', 'both' or None"
             raise OptionError("return_type", allowed, self.return_type)
         flag("loss_per_token", self.loss_per_token)
+        if self.shortformer_pos_embed is not None:
+            allowed = "None: no shortformer is built here"
+            raise OptionError("shortformer_pos_embed", allowed, "a tensor")
         if self.start_at_layer is not None and not _is_stream(self.given):
             allowed = "given with the residual stream, (batch pos d_model), as input"
             raise OptionError("start_at_layer", allowed, self.start_at_layer)
@@ -72,6 +80,11 @@ class Call:
         """The first block and the one after the last, as Python slices a list."""
         first, stop, _ = slice(self.start_at_layer, self.stop_at_layer).indices(n_layers)
         return first, max(first, stop)
+
+    def ran(self, n_layers: int) -> str:
+        """Which blocks it ran, for a message."""
+        first, stop = self.range(n_layers)
+        return f"it ran blocks {first} to {stop - 1}" if stop > first else "it ran no block"
 
 
 @final
@@ -95,7 +108,7 @@ def read(call: Call, model: Model, texts: Texts | None) -> Read:
     """
     past = call.past_kv_cache
     if _is_stream(call.given):
-        stream = torch.as_tensor(call.given)
+        stream = _checked_stream(call, model)
         ids, real = call.tokens, None
         shape = stream.shape[:2]
     else:
@@ -103,11 +116,13 @@ def read(call: Call, model: Model, texts: Texts | None) -> Read:
         ids, real = _ids(call, model, texts)
         shape = ids.shape
         _check(model, ids)
-    real = _masked(call.attention_mask, real, (shape[0], shape[1]), model.device)
+    if call.attention_mask is not None:
+        real = _masked(call.attention_mask.to(model.device).bool(), past, (shape[0], shape[1]))
     start = torch.zeros(shape[0], dtype=torch.long, device=model.device)
     cache = None
     if past is not None:
-        start, cache = _joined(past, start), past.opened(shape[1])
+        layers = range(*call.range(model.sizes.n_layers))
+        start, cache = _joined(past, start), past.opened(model, layers, shape[1])
     tokens = torch.zeros(shape, dtype=torch.long, device=model.device) if ids is None else ids
     whole = real is None or bool(real.all())
     batch = Batch(tokens.to(model.device), None if whole else real, start, start + 0)
@@ -122,17 +137,16 @@ def run_call(call: Call, reading: Read, model: Model, tap: Tap) -> Returned:
     Raises:
         OptionError: If a loss is wanted of a stream without `tokens`.
     """
-    batch, cache = reading.batch, reading.cache
+    batch, cache, past = reading.batch, reading.cache, call.past_kv_cache
     first, stop = call.range(model.sizes.n_layers)
     resid = model.embed(batch, tap) if reading.stream is None else reading.stream
     if stop > first:
-        resid = model.layers(resid, batch, tap, first=first, last=stop, cache=cache)
-    if cache is not None and call.past_kv_cache is not None and stop > first:
-        call.past_kv_cache.keep(cache)
-        if reading.real is not None:
-            call.past_kv_cache.append_attention_mask(reading.real)
-        else:
-            call.past_kv_cache.append_attention_mask(torch.ones_like(batch.tokens))
+        seen = Nodes(() if past is None else kept_sites(model), gradients=False)
+        looked = tap if past is None else chain(tap, seen)
+        resid = model.layers(resid, batch, looked, first=first, last=stop, cache=cache)
+        if past is not None:
+            real = torch.ones_like(batch.tokens).bool() if reading.real is None else reading.real
+            past.keep(seen.seen, real)
     if call.stop_at_layer is not None:
         return resid
     if call.return_type is None:
@@ -176,18 +190,40 @@ def _guessed(call: Call, ids: Tensor, texts: Texts | None) -> Bool[Tensor, "batc
     return mine.mask(ids) if mine.padding_side == "left" and ids.shape[1] > 1 else None
 
 
+def _checked_stream(call: Call, model: Model) -> Resid:
+    """The stream that a call begins with.
+
+    Raises:
+        ShapeError: If it is none of this model's, or `tokens` are not what it is of.
+    """
+    stream, width = torch.as_tensor(call.given), model.sizes.d_model
+    if stream.ndim != 3 or stream.shape[-1] != width:
+        raise ShapeError("input", f"(batch pos {width})", str(tuple(stream.shape)))
+    if call.tokens is not None and call.tokens.shape != stream.shape[:2]:
+        raise ShapeError("tokens", str(tuple(stream.shape[:2])), str(tuple(call.tokens.shape)))
+    return stream
+
+
 def _masked(
-    mask: Tensor | None,
-    real: Bool[Tensor, "batch pos"] | None,
+    given: Bool[Tensor, "batch all_pos"],
+    past: HookedTransformerKeyValueCache | None,
     shape: tuple[int, int],
-    device: torch.device,
-) -> Bool[Tensor, "batch pos"] | None:
-    if mask is None:
-        return real
-    given = mask.to(device).bool()
-    given = given[:, -shape[1] :] if given.ndim == 2 and given.shape[1] > shape[1] else given
+) -> Bool[Tensor, "batch pos"]:
+    """A mask of the new tokens, or of those in the cache too, of which it must say the same.
+
+    Raises:
+        ShapeError: If it is of neither.
+        OptionError: If it says something else of those in the cache.
+    """
+    if past is not None and given.shape[1] > shape[1]:
+        before = past.previous_attention_mask.to(given.device).bool()
+        old, given = given[:, : -shape[1]], given[:, -shape[1] :]
+        if old.shape == before.shape and not torch.equal(old, before):
+            raise OptionError("attention_mask", "as in past_kv_cache for what was read", "another")
+        if old.shape != before.shape:
+            given = torch.cat([old, given], 1)
     if tuple(given.shape) != shape:
-        raise ShapeError("attention_mask", f"{shape} (batch pos)", str(tuple(mask.shape)))
+        raise ShapeError("attention_mask", f"{shape} (batch pos)", str(tuple(given.shape)))
     return given
 
 

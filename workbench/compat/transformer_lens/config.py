@@ -145,6 +145,11 @@ class HookedTransformerConfig:
         """The key-value heads: as many as heads, without grouping."""
         return self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
 
+    @property
+    def key_heads(self) -> int:
+        """The heads of keys and values where they are seen: one per group, unless ungrouped."""
+        return self.n_heads if self.ungroup_grouped_query_attention else self.groups
+
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> "HookedTransformerConfig":
         """A config from its fields by name.

@@ -5,8 +5,9 @@ module, those of a `hooks()` block to its context, as in the facade.
 """
 # ruff: noqa: FBT001, FBT002, A002, PLR0913 - the classic names and signatures
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from workbench.compat.transformer_lens.hooks import Direction, Hooks, Names, Pairs, Registered
+from workbench.compat.transformer_lens.recording import NamesFilter
+from workbench.compat.transformer_lens.slices import Slice, SliceInput
 from workbench.compat.transformer_lens.taps import grounded, watched
-from workbench.core.errors import EmptySelectionError, OptionError, UnknownNameError
+from workbench.core.errors import EmptySelectionError, OptionError, ShapeError, UnknownNameError
 
 OneOrBoth = Literal["fwd", "bwd", "both"]
+_BY_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result")
 
 
 @final
@@ -71,6 +75,15 @@ class HookPoint(nn.Module):
     def add_perma_hook(self, hook: Callable[..., Any], dir: Direction = "fwd") -> None:
         """Adds a hook that only `including_permanent` removes."""
         self.add_hook(hook, dir, is_permanent=True)
+
+    def remove_hooks(
+        self,
+        dir: OneOrBoth = "fwd",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Removes the hooks that are here."""
+        self.hooks.reset(direction=dir, permanent=including_permanent, level=level, name=self.name)
 
     def clear_context(self) -> None:
         """Empties `ctx`."""
@@ -155,6 +168,16 @@ class HookedRootModule(nn.Module):
         self._hooks.reset(direction=direction, permanent=including_permanent, level=level)
 
     @final
+    def remove_all_hook_fns(
+        self,
+        direction: OneOrBoth = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Removes hooks and leaves their contexts."""
+        self._hooks.reset(direction=direction, permanent=including_permanent, level=level)
+
+    @final
     def clear_contexts(self) -> None:
         """Empties `hook.ctx` of every point."""
         self._hooks.clear_contexts()
@@ -195,26 +218,78 @@ class HookedRootModule(nn.Module):
             return self(*model_args, **(model_kwargs or {}))
 
     @final
+    def add_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Adds hooks that fill `cache` in every run from now on, and returns it."""
+        found, forward, backward = self.get_caching_hooks(
+            names_filter, incl_bwd, device, remove_batch_dim, cache
+        )
+        for name, hook in forward:
+            self.add_hook(name, hook)
+        for name, hook in backward:
+            self.add_hook(name, hook, "bwd")
+        return found
+
+    @final
+    def get_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        pos_slice: Slice | SliceInput = None,
+    ) -> tuple[dict[str, Tensor], Pairs, Pairs]:
+        """A dictionary, and hooks that fill it when they are given to a run.
+
+        Raises:
+            UnknownNameError: If a name is no hook point.
+            EmptySelectionError: If nothing is chosen.
+        """
+        found: dict[str, Tensor] = {} if cache is None else cache
+        kept = _Kept(device, remove_batch_dim, pos_slice)
+
+        def save(value: Tensor, hook: HookPoint) -> None:
+            found[hook.name] = kept.entry(hook.name, value)
+
+        def save_slope(value: Tensor, hook: HookPoint) -> None:
+            found[f"{hook.name}_grad"] = kept.entry(hook.name, value)
+
+        names = self._wanted(names_filter)
+        forward = [(name, save) for name in names]
+        return found, forward, [(name, save_slope) for name in names] if incl_bwd else []
+
+    @final
     def run_with_cache(
         self,
         *model_args: Any,
-        names_filter: str | Collection[str] | Callable[[str], bool] | None = None,
+        names_filter: NamesFilter = None,
         device: torch.device | str | None = None,
         remove_batch_dim: bool = False,
         incl_bwd: bool = False,
         fwd_hooks: Pairs = (),
         reset_hooks_end: bool = True,
         clear_contexts: bool = False,
+        pos_slice: Slice | SliceInput = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """What the forward returns, and the values at the points, by name.
 
         `incl_bwd` adds `name_grad`, the gradient of a scalar output; no parameter gets a `.grad`.
+        `pos_slice` cuts the axis before the last, or before the heads of `hook_q` and its like.
 
         Raises:
             UnknownNameError: If a name is no hook point.
             EmptySelectionError: If nothing is chosen.
+            ShapeError: If several rows would lose all but one.
         """
+        kept = _Kept(device, remove_batch_dim, pos_slice)
         nodes: dict[str, Tensor] = {}
 
         def keep(value: Any, hook: HookPoint) -> Any:
@@ -230,16 +305,16 @@ class HookedRootModule(nn.Module):
             self.hooks(pairs, (), reset_hooks_end, clear_contexts),
         ):
             output = self(*model_args, **(model_kwargs or {}))
-        values = dict(nodes)
+        entries = {name: kept.entry(name, value) for name, value in nodes.items()}
         if incl_bwd:
             slopes = torch.autograd.grad(
                 output, list(nodes.values()), allow_unused=True, materialize_grads=True
             )
-            values |= {f"{n}_grad": slope for n, slope in zip(nodes, slopes, strict=True)}
-        entries = {name: value.detach().to(device) for name, value in values.items()}
-        return output, {n: v[0] if remove_batch_dim else v for n, v in entries.items()}
+            for name, slope in zip(nodes, slopes, strict=True):
+                entries[f"{name}_grad"] = kept.entry(name, slope)
+        return output, entries
 
-    def _wanted(self, names: str | Collection[str] | Callable[[str], bool] | None) -> Sequence[str]:
+    def _wanted(self, names: NamesFilter) -> Sequence[str]:
         known = list(self.hook_dict)
         if names is None:
             return known
@@ -253,6 +328,24 @@ class HookedRootModule(nn.Module):
             if name not in known:
                 raise UnknownNameError("hook point", name, known)
         return [name for name in known if name in asked]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """How entries are cut and where they are put; axes are told by the classic's names."""
+
+    device: torch.device | str | None
+    remove_batch_dim: bool
+    pos_slice: Slice | SliceInput
+
+    def entry(self, name: str, value: Tensor) -> Tensor:
+        value, axis = value.detach(), -3 if name.endswith(_BY_HEAD) else -2
+        if self.pos_slice is not None and value.ndim >= -axis:
+            value = Slice.unwrap(self.pos_slice).apply(value, axis % value.ndim)
+        if self.remove_batch_dim and value.shape[0] != 1:
+            raise ShapeError(f"remove_batch_dim at {name}", "a single row", f"{value.shape[0]}")
+        return (value[0] if self.remove_batch_dim else value).to(self.device)
 
 
 def _any(new: object, value: Tensor) -> None:

@@ -6,10 +6,11 @@ a facade never see each other's.
 """
 # ruff: noqa: FBT001, FBT002, A002 - the classic signatures
 
+import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import Lock
 from types import MappingProxyType
@@ -79,10 +80,22 @@ class Here:
 @final
 @dataclass(frozen=True, eq=False)
 class _Open:
-    """One open `hooks()` block of a facade."""
+    """One open `hooks()` block of a facade; `key` is its own, whatever is removed from it."""
 
     owner: "Hooks"
     hooks: tuple[Registered, ...]
+    key: object
+
+
+def _without(
+    hook: Registered, name: str | None, direction: str, level: int | None, permanent: bool
+) -> Registered:
+    """A hook without the names that it is removed from."""
+    other = direction not in ("both", hook.direction)
+    kept = hook.permanent and not permanent
+    if other or kept or (level is not None and hook.level != level and not permanent):
+        return hook
+    return replace(hook, names=frozenset() if name is None else hook.names - {name})
 
 
 _OPEN: ContextVar[tuple[_Open, ...]] = ContextVar("open hook blocks", default=())
@@ -130,17 +143,16 @@ class Hooks:
         level = self.level + 1
         fwd = [self._made(names, f, "fwd", False, level, False) for names, f in forward]  # noqa: FBT003
         bwd = [self._made(names, f, "bwd", False, level, False) for names, f in backward]  # noqa: FBT003
-        made = (*fwd, *bwd)
-        mine = _Open(self, made)
-        _OPEN.set((*_OPEN.get(), mine))
+        key = object()
+        _OPEN.set((*_OPEN.get(), _Open(self, (*fwd, *bwd), key)))
         try:
             yield
         finally:
-            left = next((b for b in _OPEN.get() if b.owner is self and b.hooks is made), None)
-            _OPEN.set(tuple(block for block in _OPEN.get() if block is not left))
-            if keep and left is not None:
+            left = [hook for block in _OPEN.get() if block.key is key for hook in block.hooks]
+            _OPEN.set(tuple(block for block in _OPEN.get() if block.key is not key))
+            if keep:
                 with self._lock:
-                    self._added = (*self._added, *made)
+                    self._added = (*self._added, *left)
 
     def reset(
         self,
@@ -148,8 +160,11 @@ class Hooks:
         direction: Literal["fwd", "bwd", "both"] = "both",
         permanent: bool = False,
         level: int | None = None,
+        name: str | None = None,
     ) -> None:
         """Removes hooks; without a level also those of this context's open blocks.
+
+        Those at one `name` go on acting at their others.
 
         Raises:
             OptionError: If the direction is none.
@@ -157,16 +172,15 @@ class Hooks:
         if direction not in ("fwd", "bwd", "both"):
             raise OptionError("direction", "'fwd', 'bwd' or 'both'", direction)
 
-        def stays(hook: Registered) -> bool:
-            other = direction not in ("both", hook.direction)
-            kept = hook.permanent and not permanent
-            return other or kept or (level is not None and hook.level != level and not permanent)
+        def left(hooks: Sequence[Registered]) -> tuple[Registered, ...]:
+            chosen = (_without(hook, name, direction, level, permanent) for hook in hooks)
+            return tuple(hook for hook in chosen if hook.names)
 
         with self._lock:
-            self._added = tuple(filter(stays, self._added))
+            self._added = left(self._added)
         _OPEN.set(
             tuple(
-                _Open(self, tuple(filter(stays, block.hooks))) if block.owner is self else block
+                replace(block, hooks=left(block.hooks)) if block.owner is self else block
                 for block in _OPEN.get()
             )
         )
@@ -174,6 +188,13 @@ class Hooks:
     def at(self, name: str, direction: Direction) -> list[Registered]:
         """The hooks at a name, in order."""
         return [h for h in self.current() if name in h.names and h.direction == direction]
+
+    def take(self, other: "Hooks") -> None:
+        """Adds what was added to another, and a copy of what its functions keep."""
+        with self._lock:
+            self._added = (*self._added, *other._added)  # noqa: SLF001 - of our own kind
+        for name, context in other.contexts.items():
+            self.contexts[name].update(copy.deepcopy(context))
 
     def clear_contexts(self) -> None:
         """Empties the `ctx` of every site."""
@@ -262,6 +283,15 @@ class SitePoint:
     def add_perma_hook(self, hook: Callable[..., Any], dir: Direction = "fwd") -> None:
         """Adds a hook that only `including_permanent` removes."""
         self.add_hook(hook, dir, is_permanent=True)
+
+    def remove_hooks(
+        self,
+        dir: Literal["fwd", "bwd", "both"] = "fwd",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Removes the hooks that are here."""
+        self.hooks.reset(direction=dir, permanent=including_permanent, level=level, name=self.name)
 
     def clear_context(self) -> None:
         """Empties `ctx`."""

@@ -1,9 +1,10 @@
 """The classic key-value cache: keys and values of what was read, to go on from.
 
-Notable: keys are kept as the core keeps them, after rotation; the classic keeps them before. For
-models without rotary positions there is no difference.
+Notable: keys are kept as `hook_k` leaves them, before rotation, as the classic keeps them; those so
+far are turned again for every forward that goes on from them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -14,8 +15,27 @@ from torch import Tensor
 from workbench.compat.transformer_lens.config import HookedTransformerConfig
 from workbench.core.cache import KeyValueCache
 from workbench.core.errors import OptionError, ShapeError
+from workbench.core.protocols import Model
+from workbench.core.sites import Site, Sites, select
+from workbench.models.transformer import Transformer
+from workbench.models.views.stacks import blocks_of
 
 Entry = Float[Tensor, "batch key head d_head"]
+New = Float[Tensor, "batch new head d_head"]
+Whole = Float[Tensor, "batch whole head d_head"]
+
+
+def kept_sites(model: Model) -> Sites:
+    """Where a forward that is given a cache looks."""
+    return select(lambda site: site.short in ("attn.hook_k", "attn.hook_v"), model.sites)
+
+
+def turned(model: Model, layer: int, keys: Entry, positions: Int[Tensor, "batch key"]) -> Entry:
+    """Keys as queries meet them: rotary models turn them by their positions."""
+    if not isinstance(model, Transformer) or model.stack.rotary is None:
+        return keys
+    angles = model.stack.rotary.angles(positions, keys.dtype)
+    return blocks_of(model.stack)[layer].attn.turn(keys, angles)
 
 
 @final
@@ -27,7 +47,7 @@ class HookedTransformerKeyValueCacheEntry:
     past_values: Entry
     frozen: bool = False
 
-    def append(self, new_keys: Entry, new_values: Entry) -> tuple[Entry, Entry]:
+    def append(self, new_keys: New, new_values: New) -> tuple[Whole, Whole]:
         """All keys and values with the new ones after them; kept, unless it is frozen.
 
         Raises:
@@ -55,10 +75,11 @@ class HookedTransformerKeyValueCache:
         self,
         entries: list[HookedTransformerKeyValueCacheEntry],
         previous_attention_mask: Int[Tensor, "batch pos"],
+        frozen: bool = False,  # noqa: FBT001, FBT002 - the classic signature
     ) -> None:
         self.entries = entries
         self.previous_attention_mask = previous_attention_mask
-        self.frozen = False
+        self.frozen = frozen
 
     @classmethod
     def init_cache(
@@ -68,7 +89,7 @@ class HookedTransformerKeyValueCache:
         batch_size: int = 1,
     ) -> "HookedTransformerKeyValueCache":
         """An empty cache."""
-        shape = (batch_size, 0, cfg.groups, cfg.d_head)
+        shape = (batch_size, 0, cfg.key_heads, cfg.d_head)
 
         def nothing() -> Tensor:
             return torch.empty(shape, device=device, dtype=cfg.dtype)
@@ -102,35 +123,41 @@ class HookedTransformerKeyValueCache:
             self.previous_attention_mask = whole
         return whole
 
-    def opened(self, new: int) -> KeyValueCache:
-        """The core's cache with all of this in it and room for `new` columns."""
-        keys = self.entries[0].past_keys
-        batch, past, heads, d_head = keys.shape
+    def opened(self, model: Model, layers: range, new: int) -> KeyValueCache:
+        """The core's cache with what these layers have read in it, and room for `new` columns.
+
+        Raises:
+            ShapeError: If one of them has not read what the mask says was read.
+        """
+        mask = self.previous_attention_mask
+        batch, past, heads, d_head = *mask.shape, *self.entries[0].past_keys.shape[2:]
+        dtype, device = self.entries[0].past_keys.dtype, mask.device
         cache = KeyValueCache(
-            len(self.entries),
-            batch,
-            past + new,
-            heads,
-            d_head,
-            dtype=keys.dtype,
-            device=keys.device,
+            len(self.entries), batch, past + new, heads, d_head, dtype=dtype, device=device
         )
-        if past:
-            real = self.previous_attention_mask.bool()
-            cache.reserve(real, padded=not bool(real.all()))
-            for layer, entry in enumerate(self.entries):
-                cache.append(
-                    layer, entry.past_keys.transpose(1, 2), entry.past_values.transpose(1, 2)
-                )
+        if not past:
+            return cache
+        real = mask.bool()
+        positions = (real.cumsum(1) - 1).clamp(min=0)
+        cache.reserve(real, padded=not bool(real.all()))
+        for layer in layers:
+            entry = self.entries[layer]
+            if entry.past_keys.shape[1] != past:
+                expected = f"{past} positions in layer {layer}, which every run so far has passed"
+                raise ShapeError("past_kv_cache", expected, f"{entry.past_keys.shape[1]}")
+            keys = turned(model, layer, entry.past_keys, positions)
+            cache.append(layer, keys.transpose(1, 2), entry.past_values.transpose(1, 2))
         return cache
 
-    def keep(self, cache: KeyValueCache) -> None:
-        """Takes over what a forward has added to the cache it was given, unless frozen."""
+    def keep(self, seen: Mapping[Site, Tensor], real: Bool[Tensor, "batch new"]) -> None:
+        """Adds what a forward saw at `hook_k` and `hook_v`, unless frozen."""
         if self.frozen:
             return
         for layer, entry in enumerate(self.entries):
-            keys, values = cache.filled(layer)
-            entry.past_keys, entry.past_values = keys.transpose(1, 2), values.transpose(1, 2)
+            keys = seen.get(Site("blocks.{}.attn.hook_k", layer))
+            if keys is not None:
+                entry.append(keys, seen[Site("blocks.{}.attn.hook_v", layer)])
+        self.append_attention_mask(real)
 
     def __getitem__(self, layer: int) -> HookedTransformerKeyValueCacheEntry:
         """One layer's keys and values.

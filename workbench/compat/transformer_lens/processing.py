@@ -1,6 +1,6 @@
-"""What changes the weights a facade shows: views, other weights, other places; and sums of them."""
+"""What a facade does with its weights: views of them, other places, and sums of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -8,19 +8,12 @@ from torch import Tensor
 
 from workbench.compat.transformer_lens.factored_matrix import FactoredMatrix
 from workbench.compat.transformer_lens.utils import composition_scores
-from workbench.compat.transformer_lens.weights import (
-    BlockWeights,
-    ClassicWeights,
-    native,
-    native_names,
-)
-from workbench.core.errors import OptionError, WeightsError
-from workbench.models.layers.mlp import GatedMLP
-from workbench.models.transformer import Stack, Transformer
+from workbench.compat.transformer_lens.weights import BlockWeights
+from workbench.core.errors import OptionError
+from workbench.models.transformer import Transformer
 from workbench.models.views.folded import Folding, Parity, fold
-from workbench.models.views.stacks import blocks_of, converted, frozen, like, shared
+from workbench.models.views.stacks import converted, like
 
-BUFFERS = ("attn.mask", "attn.IGNORE", "attn.rotary_sin", "attn.rotary_cos")
 Scores = Float[Tensor, "layer head other_layer other_head"]
 
 
@@ -30,11 +23,6 @@ def processed(model: Transformer, flags: Folding) -> tuple[Transformer, Parity |
         return model, None
     made = fold(model, flags)
     return made.model, made.parity
-
-
-def wrapped(model: Transformer, stack: Stack) -> Transformer:
-    """A model of another stack, named alike."""
-    return like(model, stack, "")
 
 
 def moved(
@@ -49,85 +37,6 @@ def moved(
         model.stack.to(device=device, dtype=dtype)
         return model
     return like(model, converted(model.stack, lambda w: w.to(device=device, dtype=dtype)), "")
-
-
-def completed(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with the missing ones added: biases 0, norm weights 1."""
-    filled = dict(given)
-    for name, value in own.items():
-        kind = name.rsplit(".", 1)[-1].lstrip("_")
-        if name not in filled and kind[:1] == "b":
-            filled[name] = torch.zeros_like(value)
-        elif name not in filled and kind == "w":
-            filled[name] = torch.ones_like(value)
-    return filled
-
-
-def loaded(
-    model: Transformer, given: Mapping[str, Tensor], *, strict: bool, in_place: bool
-) -> Transformer:
-    """The model with weights by their classic names.
-
-    Raises:
-        WeightsError: If names are missing or left over (`strict`), or shapes differ.
-    """
-    expected = ClassicWeights(model.stack, keep=False).named()
-    weights = {name: value for name, value in given.items() if not name.endswith(BUFFERS)}
-    problems = [f"missing: {name}" for name in expected if strict and name not in weights]
-    problems += [f"unexpected: {name}" for name in weights if strict and name not in expected]
-    problems += [
-        f"misshapen: {name} is {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
-        for name, value in weights.items()
-        if name in expected and value.shape != expected[name].shape
-    ]
-    if problems:
-        raise WeightsError("Weights do not fit the model:\n  " + "\n  ".join(problems))
-    names = native_names(model.stack)
-    own = {names[name]: native(name, weights[name]) for name in expected if name in weights}
-    if in_place:
-        _copy(model.stack, own)
-        return model
-    stack = shared(model.stack)
-    for name, value in own.items():
-        _put(stack, name, value.to(device=model.device, dtype=model.dtype))
-    stack.tied = False
-    return like(model, stack, "loaded")
-
-
-def _copy(stack: Stack, own: Mapping[str, Tensor]) -> None:
-    places = dict(stack.named_parameters(remove_duplicate=False))
-    lost = [name for name, value in own.items() if name not in places and bool(value.any())]
-    if lost:
-        raise WeightsError(f"The model has no place for {', '.join(lost)}.")
-    with torch.no_grad():
-        for name, value in own.items():
-            if name in places:
-                places[name].copy_(value)
-
-
-def _put(stack: Stack, name: str, value: Tensor) -> None:
-    """Puts one weight in its place, or makes that place for a bias that was none."""
-    places = dict(stack.named_parameters(remove_duplicate=False))
-    if name not in places and not bool(value.any()):
-        return
-    parent, _, leaf = name.rpartition(".")
-    blocks = blocks_of(stack)
-    if name == "unembed.bias":
-        stack.unembed.bias = frozen(value)
-        return
-    layer = int(name.split(".")[1]) if name.startswith("blocks.") else None
-    block = None if layer is None else blocks[layer]
-    if leaf == "inner" and block is not None and isinstance(block.mlp, GatedMLP):
-        block.mlp.inner = frozen(value)
-        return
-    stack.get_submodule(parent).register_parameter(leaf, frozen(value))
-    if block is not None and leaf == "bias" and ".attn." in name:
-        block.attn.out_bias = block.attn.out_bias or parent.endswith(".o")
-        if not parent.endswith(".o") and not block.attn.bias:
-            for linear in (block.attn.q, block.attn.k, block.attn.v):
-                if "bias" not in dict(linear.named_parameters()):
-                    linear.bias = frozen(linear.weight.new_zeros(linear.weight.shape[0]))
-            block.attn.bias = True
 
 
 def accumulated_bias(
@@ -201,13 +110,3 @@ def refuse_checkpoints(index: int | None, value: int | None, n_devices: int) -> 
             raise OptionError(name, "None: give the checkpoint's own folder as model_name", given)
     if n_devices != 1:
         raise OptionError("n_devices", "1", n_devices)
-
-
-def refuse_shortformer(positions: Tensor | None) -> None:
-    """Refuses what is not built here.
-
-    Raises:
-        OptionError: If shortformer positions are given.
-    """
-    if positions is not None:
-        raise OptionError("shortformer_pos_embed", "None: no shortformer is built here", "a tensor")

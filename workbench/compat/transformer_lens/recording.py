@@ -1,4 +1,8 @@
-"""What a classic cache keeps of a run: which names, and which part of each activation."""
+"""What a classic cache keeps of a run: which names, and which part of each activation.
+
+Notable: a run that no hook changed can be made again; so what it did not keep is computed when it
+is read.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -8,10 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.compat.transformer_lens.calls import Call, Read, Returned, read, run_call
 from workbench.compat.transformer_lens.hooks import Hooks
 from workbench.compat.transformer_lens.slices import Slice, SliceInput
-from workbench.core.errors import NotRecordedError, OptionError, ShapeError
+from workbench.compat.transformer_lens.taps import HookTap, Nodes, gradients_at
+from workbench.compat.transformer_lens.tokens import Texts
+from workbench.core.errors import NotRecordedError, OptionError, ShapeError, UnknownNameError
+from workbench.core.protocols import Model
 from workbench.core.sites import Site, Sites, is_glob, select
+from workbench.core.tap import chain
 
 NamesFilter: TypeAlias = str | Collection[str] | Callable[[str], bool] | None
 
@@ -81,3 +90,61 @@ def check_reached(chosen: Wanted, seen: Mapping[Site, Tensor], ended: str) -> No
     missing = sorted(chosen.exact - reached)
     if missing:
         raise NotRecordedError(f"The run never passed {', '.join(missing)}: {ended}.")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One call whose activations are kept."""
+
+    call: Call
+    reading: Read
+    model: Model
+    kept: Kept
+
+    def run(
+        self, hooked: HookTap, chosen: Wanted, *, gradients: bool
+    ) -> tuple[Returned, dict[str, Tensor]]:
+        """What the call returns, and its entries by name; `name_grad` too with `gradients`.
+
+        Raises:
+            NotRecordedError: If it stops before a site asked for by name.
+        """
+        nodes = Nodes(chosen.sites, gradients=gradients)
+        with torch.set_grad_enabled(gradients or torch.is_grad_enabled()):
+            output = run_call(self.call, self.reading, self.model, chain(hooked, nodes))
+        check_reached(chosen, nodes.seen, self._ran)
+        seen = {site: nodes.seen[site] for site in chosen.sites if site in nodes.seen}
+        entries = self._entries(seen, "")
+        if gradients:
+            entries |= self._entries(gradients_at(output, seen), "_grad")
+        return output, entries
+
+    def more(self, texts: Texts | None, hooked: HookTap) -> Callable[[str], Tensor]:
+        """What gives an activation that was not kept, by running the call again.
+
+        A call that had hooks, or that wrote to a cache, cannot be run again.
+        """
+        pure = not hooked.any and self.call.past_kv_cache is None
+
+        def found(name: str) -> Tensor:
+            known = {str(site): site for site in self.model.sites}
+            hint = f"The run it holds: {self._ran}."
+            if name not in known:
+                raise UnknownNameError("activation", name, known, hint)
+            nodes = Nodes((known[name],), gradients=False)
+            if pure:
+                run_call(self.call, read(self.call, self.model, texts), self.model, nodes)
+            if known[name] not in nodes.seen:
+                again = "" if pure else " It had hooks, so it cannot be run again for it."
+                raise UnknownNameError("activation in this cache", name, (), hint + again)
+            return self.kept.entry(known[name], nodes.seen[known[name]])
+
+        return found
+
+    @property
+    def _ran(self) -> str:
+        return self.call.ran(self.model.sizes.n_layers)
+
+    def _entries(self, values: Mapping[Site, Tensor], ending: str) -> dict[str, Tensor]:
+        return {f"{site}{ending}": self.kept.entry(site, v) for site, v in values.items()}

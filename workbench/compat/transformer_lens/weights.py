@@ -5,11 +5,12 @@ is computed once and kept, unless the weights are being trained.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final, TypeVar, final
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.compat.transformer_lens.factored_matrix import FactoredMatrix
@@ -194,6 +195,39 @@ class NormWeights:
         """The normalised values, each by its own statistics."""
         flat = x.reshape(1, -1, x.shape[-1])
         return self._norm.normalise(flat, UNTAPPED).reshape(x.shape)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class EmbedWeights:
+    """The token embedding; may be called."""
+
+    W_E: Float[Tensor, "d_vocab d_model"]
+
+    def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """The rows of W_E."""
+        return self.W_E[tokens]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PosEmbedWeights:
+    """The learned positions."""
+
+    W_pos: Float[Tensor, "n_ctx d_model"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class UnembedWeights:
+    """The unembedding; may be called."""
+
+    W_U: Float[Tensor, "d_model d_vocab"]
+    b_U: Float[Tensor, " d_vocab"]  # noqa: N815 - the classic's name
+
+    def __call__(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+        """The logits of what the final norm gave."""
+        return residual @ self.W_U + self.b_U
 
 
 @final

@@ -43,6 +43,7 @@ class Rows:
         ]
         self.tokens: list[list[int]] = [[] for _ in limits]
         self.said: list[list[float]] = [[] for _ in limits]
+        self.texts = [""] * len(limits)
         self.ended = [""] * len(limits)
 
     @property
@@ -66,6 +67,7 @@ class Rows:
             text = "" if end else stream.push(token)
             text += stream.flush() if last else ""  # which may complete a stop string
             end = end or stream.stopped
+        self.texts[row] += text
         if end or last:
             self.ended[row] = "stop" if end else "length"
         return Piece(row, token, text, log_probability, done=bool(self.ended[row]))

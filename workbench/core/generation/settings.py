@@ -46,9 +46,14 @@ def settings_of(  # noqa: PLR0913 - the options of a generation
     """The options of each row, checked.
 
     Raises:
-        OptionError: If one is outside its range, or a list is not one per row.
+        OptionError: If one is outside its range, or a list is not one per row, or the model reads
+            both ways.
         PromptError: If a prompt leaves no room.
     """
+    if not model.causal:
+        raise OptionError(
+            "model", "causal: one that reads both ways says no next token", model.name
+        )
     rows = len(batch.tokens)
     limits = _each("max_new_tokens", max_new_tokens, rows)
     limits = [count("max_new_tokens", one) for one in limits]

@@ -5,7 +5,7 @@ every row are kept by position, so scopes and schedules mean the same however a 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -60,17 +60,21 @@ class Writer:
         self._said = torch.full((rows, width + room), -1, device=batch.tokens.device)
         self._said[:, :width] = batch.place.content
         self._lengths = batch.prompt.clone()
-        self._cache = new_cache(model, rows, width + room) if manner.cached else None
+        share = manner.cached and manner.share
+        self._shared = prefix.beginnings(batch, program) if share else ()
+        columns = prefix.columns(batch, self._shared) + room
+        self._cache = new_cache(model, rows, columns) if manner.cached else None
+        # Where the cache's columns stand, for those who ask by position: rows may have gaps.
+        asked = capture.keyed or any(one.keys is not None for one in program.plan)
+        self._keys = self._said.new_full((rows, columns), -1) if manner.cached and asked else None
 
     def prefill(self) -> Answers:
         """Logits after the prompts."""
         if self._cache is None:
             return self._anew()
         batch = self._prompts
-        columns = prefix.shared(batch, self.program) if self._manner.share else 0
-        if columns:
-            self._begin(self._cache, columns)
-            batch = prefix.rest(batch, columns)
+        if self._shared:
+            batch = prefix.rest(batch, self._begin(self._cache, self._shared))
         batch = Batch(batch.tokens, batch.real, batch.start, batch.prompt, self._said)
         return self._chunks(batch, self._cache)
 
@@ -91,22 +95,33 @@ class Writer:
     def finish(self) -> None:
         """Closes the account; raises if an intervention never acted."""
         ended = "its scope selects no token that the generation reached"
-        lengths, prompts = self._lengths.tolist(), self._prompts.prompt.tolist()
-        self.receipts = self.program.finish(self._ledger, prompts, ended, lengths=lengths)
+        lengths = self._lengths.tolist()
+        self.receipts = self.program.finish(self._ledger, self._prompts, ended, lengths=lengths)
 
-    def _begin(self, cache: KeyValueCache, columns: int) -> None:
-        """Runs the shared beginning once for all rows that are alike in it."""
-        whole, prompt = self._prompts.place.content[:, :columns], self._prompts.prompt
-        beginning = Batch(whole, None, torch.zeros_like(prompt), prompt)
-        for group in prefix.groups(beginning, self.program):
-            own = new_cache(self._model, 1, columns)
-            program = compile_plan(group.plan, self._model, 1)
-            ledger = Ledger(group.plan)
-            batch = prefix.one_row(beginning, group.rows[0], columns)
-            for part in self._parts(batch):
-                self._pass(part, own, program, ledger, rows=group.rows)
-            self._ledger.absorb(ledger, group.indices, len(group.rows))
-            cache.adopt(own, group.rows)
+    def _begin(
+        self, cache: KeyValueCache, shared: Sequence[prefix.Beginning]
+    ) -> Int[Tensor, " batch"]:
+        """Runs each beginning once for all rows that are alike in it; how many tokens that was."""
+        done = torch.zeros_like(self._prompts.prompt)
+        filled: list[tuple[Sequence[int], KeyValueCache]] = []
+        for beginning in shared:
+            done[list(beginning.rows)] = beginning.length
+            alike = prefix.groups(self._prompts, beginning, self.program)
+            filled.extend((group.rows, self._begun(group, beginning.length)) for group in alike)
+        prefix.join(cache, filled, done, self._model.sizes.n_layers)
+        if self._keys is not None:
+            columns = torch.arange(int(done.max()), device=done.device)
+            self._keys[:, : len(columns)] = torch.where(columns < done[:, None], columns, -1)
+        return done
+
+    def _begun(self, group: prefix.Group, length: int) -> KeyValueCache:
+        """Runs the first tokens of one row of a group, for all of it."""
+        own, ledger = new_cache(self._model, 1, length), Ledger(group.plan)
+        program = compile_plan(group.plan, self._model, 1)
+        for part in self._parts(prefix.one_row(self._prompts, group.rows[0], length)):
+            self._pass(part, own, program, ledger, rows=group.rows)
+        self._ledger.absorb(ledger, group.places, len(self._prompts.tokens))
+        return own
 
     def _parts(self, batch: Batch) -> list[Batch]:
         width = batch.tokens.shape[1]
@@ -153,6 +168,7 @@ class Writer:
         rows: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch column d_vocab"]:
         """One forward; logits of some columns, or of none: only what is tapped there is made."""
+        batch = self._told(batch, cache) if rows is None else batch
         recorder = self.capture.begin()
         seen = (recorder,) if self.capture.sites else ()
         tap = chain(*self._checks, program.tap(batch.place, ledger), *seen)
@@ -163,6 +179,16 @@ class Writer:
             logits = unembed_at(self._model, resid, tap, at)
         self.capture.keep(recorder, batch, rows)
         return logits
+
+    def _told(self, batch: Batch, cache: KeyValueCache | None) -> Batch:
+        """The pass with the positions of its keys, where somebody may ask for them."""
+        if self._keys is None or cache is None:
+            return batch
+        start, end = cache.length, cache.length + batch.tokens.shape[1]
+        real = batch.real
+        own = batch.positions if real is None else batch.positions.masked_fill(~real, -1)
+        self._keys[:, start:end] = own
+        return replace(batch, keys=self._keys[:, :end])
 
     def _locate(self) -> None:
         """Runs the text so far in one pass, which stops at the first site that is not finite."""

@@ -111,7 +111,12 @@ class Attention(nn.Module):
         scores = tap(self.at_scores, scores)
         if hidden is not None:  # a tap may write there; nobody may look ahead, or at a pad
             scores = scores.masked_fill(hidden, float("-inf"))
-        pattern = tap(self.at_pattern, scores.softmax(-1))
+        pattern = scores.softmax(-1)
+        if (
+            now.blind and now.visible is not None
+        ):  # as the fused kernel has it: who sees nobody reads nothing
+            pattern = pattern.masked_fill(~now.visible.any(-1, keepdim=True), 0.0)
+        pattern = tap(self.at_pattern, pattern)
         if hidden is not None:
             pattern = pattern.masked_fill(hidden, 0.0)
         return einsum(

@@ -11,6 +11,7 @@ from workbench.core.data import Batch
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.context import outside_blocks
+from workbench.models.layers.linear import Blocks, multiply
 
 
 @final
@@ -51,6 +52,7 @@ class Unembedding(nn.Module):
     ) -> None:
         super().__init__()
         self.cap = cap
+        self.blocks: Blocks | None = None
         self.weight = nn.Parameter(torch.empty(d_vocab, d_model))
         self.bias = nn.Parameter(torch.empty(d_vocab)) if bias else None
         self.at_logits = outside_blocks("hook_unembed")
@@ -63,8 +65,11 @@ class Unembedding(nn.Module):
 
     def _uncapped(self, x: Resid, tap: Tap, vocabulary: Tensor | None) -> Logits:
         if vocabulary is None:
-            return tap(self.at_logits, F.linear(x, self.weight, self.bias))
+            return tap(self.at_logits, self._all(x))
         if tap.wants(self.at_logits):  # an intervention there counts columns of the vocabulary
-            return tap(self.at_logits, F.linear(x, self.weight, self.bias))[..., vocabulary]
+            return tap(self.at_logits, self._all(x))[..., vocabulary]
         bias = None if self.bias is None else self.bias[vocabulary]
         return F.linear(x, self.weight[vocabulary], bias)
+
+    def _all(self, x: Resid) -> Logits:
+        return multiply(x, self.weight, self.bias, self.blocks)

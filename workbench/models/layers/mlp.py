@@ -12,6 +12,7 @@ from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.config import Activation
 from workbench.models.layers.context import At
+from workbench.models.layers.linear import Linear
 
 
 class FeedForward(nn.Module, ABC):
@@ -30,7 +31,7 @@ class MLP(FeedForward):
 
     def __init__(self, d_model: int, d_mlp: int, act: Activation, at: At, *, bias: bool) -> None:
         super().__init__()
-        self.up = nn.Linear(d_model, d_mlp, bias=bias)
+        self.up = Linear(d_model, d_mlp, bias=bias)
         self.down = nn.Linear(d_mlp, d_model, bias=bias)
         self.act = act
         self.at_pre, self.at_post = at("mlp.hook_pre"), at("mlp.hook_post")
@@ -61,8 +62,8 @@ class GatedMLP(FeedForward):
         inner_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.gate = nn.Linear(d_model, d_mlp, bias=bias)
-        self.up = nn.Linear(d_model, d_mlp, bias=bias)
+        self.gate = Linear(d_model, d_mlp, bias=bias)
+        self.up = Linear(d_model, d_mlp, bias=bias)
         self.down = nn.Linear(d_mlp, d_model, bias=bias)
         self.inner = nn.Parameter(torch.empty(d_mlp)) if inner_bias else None
         self.act = act

@@ -43,6 +43,25 @@ def bias_of(linear: nn.Linear) -> Tensor | None:
     return dict(linear.named_parameters()).get("bias")
 
 
+def ungrouped(model: Transformer) -> Transformer:
+    """A view in which each head has keys and values of its own, those of its group; says the same.
+
+    It shares all but the weights of keys and values.
+    """
+    stack = shared(model.stack)
+    for block in blocks_of(stack):
+        attn = block.attn
+        times = attn.n_heads // attn.n_groups
+        for linear in (attn.k, attn.v):
+            weight, bias = linear.weight.unflatten(0, (-1, attn.d_head)), bias_of(linear)
+            own = None if bias is None else bias.unflatten(0, (-1, attn.d_head))
+            repeated = None if own is None else own.repeat_interleave(times, 0).flatten()
+            put(linear, weight.repeat_interleave(times, 0).flatten(0, 1), repeated)
+        attn.n_groups = block.inputs.n_groups = attn.n_heads
+    stack.sizes = replace(stack.sizes, n_key_value_heads=stack.sizes.n_heads)
+    return like(model, stack, "ungrouped")
+
+
 def first_blocks(model: Transformer, n_layers: int | None, n_ctx: int | None) -> Transformer:
     """The first blocks of a model, or with a shorter context; itself for None.
 

@@ -1,0 +1,144 @@
+"""Wide matrices in the kernel's order: the same product, and never that of other weights."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import workbench as wb
+from tests import tiny
+from workbench.models.layers import linear
+from workbench.models.layers.linear import Blocks, Linear, blocks_of, multiply, worthwhile
+from workbench.models.transformer import Transformer
+
+pytestmark = pytest.mark.skipif(
+    blocks_of(torch.zeros(4, 2)) is None, reason="this build of torch has no such kernel"
+)
+SHAPES = [(40, 8), (400, 192), (500, 200), (1536, 576)]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def blocked(weight: Tensor) -> Blocks:
+    found = blocks_of(weight)
+    assert found is not None
+    return found
+
+
+def wide(n_in: int = 200, n_out: int = 500) -> Linear:
+    made = Linear(n_in, n_out)
+    made.weight = nn.Parameter(normal(n_out, n_in), requires_grad=False)
+    made.bias = nn.Parameter(normal(n_out, seed=1), requires_grad=False)
+    made.blocks = blocked(made.weight)
+    return made
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tokens", [1, 3, 4, 17, 255])
+def test_the_product_is_as_near_to_the_exact_one_as_torchs(
+    shape: tuple[int, int], tokens: int
+) -> None:
+    weight, bias, x = normal(*shape), normal(shape[0], seed=1), normal(2, tokens, shape[1], seed=2)
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    with torch.no_grad():
+        ours = blocked(weight).multiply(x, bias)
+    assert ours.shape == exact.shape
+    theirs = float((F.linear(x, weight, bias) - exact).square().mean().sqrt())
+    assert float((ours - exact).square().mean().sqrt()) <= 2 * theirs  # 1.0 to 1.3 measured
+
+
+def test_blocks_are_used_only_where_they_stand_for_the_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[int] = []
+
+    def counted(self: Blocks, x: Tensor, bias: Tensor | None) -> Tensor:
+        used.append(x.shape[0])
+        return torch.zeros(())
+
+    monkeypatch.setattr(Blocks, "multiply", counted)
+    weight, few, many = normal(40, 8), normal(3, 8), normal(linear.MANY, 8)
+    blocks = blocked(weight)
+    with torch.no_grad():
+        multiply(few, weight, None, blocks)
+        assert used == [3]
+        multiply(many, weight, None, blocks)  # ordering costs little beside so large a product
+        multiply(few, weight.clone(), None, blocks)
+        weight[0, 0] += 1
+        multiply(few, weight, None, blocks)
+    with torch.enable_grad():
+        multiply(few, weight, None, blocked(weight))
+    assert used == [3]
+
+
+def test_a_weight_written_to_or_replaced_is_followed() -> None:
+    layer, x = wide(), normal(5, 200, seed=3)
+    with torch.no_grad():
+        before = layer(x)
+        layer.weight.mul_(2)
+        assert torch.allclose(layer(x) - layer.bias, 2 * (before - layer.bias), atol=1e-4)
+        layer.weight = nn.Parameter(torch.zeros(500, 200), requires_grad=False)
+        assert torch.equal(layer(x), layer.bias.expand(5, -1))
+
+
+def test_gradients_go_through_the_weight() -> None:
+    layer, x = wide(), normal(5, 200, seed=3).requires_grad_()
+    (slope,) = torch.autograd.grad(layer(x).sum(), x)
+    assert torch.allclose(slope, layer.weight.sum(0).expand(5, -1), atol=1e-4)
+
+
+def test_a_copy_shares_the_blocks_of_weights_it_shares() -> None:
+    layer, x = wide(), normal(5, 200, seed=3)
+    same = copy.deepcopy(layer, {id(layer.weight): layer.weight})
+    assert same.blocks is layer.blocks
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        other.weight.zero_()
+        assert torch.equal(other(x), other.bias.expand(5, -1))
+        assert not torch.equal(same(x), other(x))
+
+
+def test_only_what_the_kernel_can_do_is_rearranged() -> None:
+    assert blocks_of(torch.zeros(4, 2, dtype=torch.float64)) is None
+    assert blocks_of(torch.zeros(4, 2, dtype=torch.bfloat16)) is None
+    assert blocks_of(torch.zeros(4, 2, device="meta")) is None
+    assert worthwhile(torch.zeros(1536, 576, device="meta"))
+    assert not worthwhile(torch.zeros(576, 1536, device="meta"))
+    assert not worthwhile(torch.zeros(64, 16, device="meta"))
+
+
+@pytest.fixture
+def rearranged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Transformer:
+    """A tiny model of which every widening matrix is in blocks."""
+    monkeypatch.setattr("workbench.models.layers.linear.LEAST", 1)
+    hugging_face = tiny.hf("llama")
+    hugging_face.save_pretrained(tmp_path)
+    model = wb.load(tmp_path)
+    assert model.stack.unembed.blocks is not None
+    return model
+
+
+def test_a_rearranged_model_is_the_same_model(rearranged: Transformer, tmp_path: Path) -> None:
+    plain = wb.load(tmp_path, rearrange=False)
+    assert plain.stack.unembed.blocks is None
+    assert plain.fingerprint == rearranged.fingerprint
+    ids = torch.arange(12).view(2, 6)
+    ours, theirs = (wb.run(one, ids, record="all") for one in (rearranged, plain))
+    assert torch.allclose(ours.logits, theirs.logits, atol=1e-5)
+    assert torch.allclose(ours["blocks.0.mlp.hook_pre"], theirs["blocks.0.mlp.hook_pre"], atol=1e-5)
+    assert wb.generate(rearranged, ids, max_new_tokens=5).tokens == (
+        wb.generate(plain, ids, max_new_tokens=5).tokens
+    )
+
+
+def test_a_view_of_a_rearranged_model_has_its_own_weights(rearranged: Transformer) -> None:
+    folded = rearranged.folded()
+    assert folded.parity.difference < 1e-4
+    ids = torch.arange(12).view(2, 6)
+    halves = wb.run(rearranged, ids).logits.log_softmax(-1)
+    assert torch.allclose(wb.run(folded.model, ids).logits.log_softmax(-1), halves, atol=1e-4)
