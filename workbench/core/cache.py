@@ -8,7 +8,6 @@ Notable: keys are kept as the plan left them (after rotation), so that a cached 
 see the same values.
 """
 
-from collections.abc import Sequence
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -105,14 +104,6 @@ class KeyValueCache(Cache):
         self._keys[layer, :, :, start:end] = keys
         self._values[layer, :, :, start:end] = values
         return self._keys[layer, :, :, :end], self._values[layer, :, :, :end]
-
-    def adopt(self, other: "KeyValueCache", rows: Sequence[int]) -> None:
-        """Begins these rows with the columns of a cache of one row, none of them a pad."""
-        at, end = list(rows), other.length
-        self._keys[:, at, :, :end] = other._keys[:, :, :, :end]  # noqa: SLF001 - of our own kind
-        self._values[:, at, :, :end] = other._values[:, :, :, :end]  # noqa: SLF001
-        self._real[at, :end] = True
-        self._length = end
 
     def filled(
         self, layer: int
