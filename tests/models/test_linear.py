@@ -1,6 +1,7 @@
 """Wide matrices in the kernel's order: the same product, and never that of other weights."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,33 @@ def test_a_weight_written_to_or_replaced_is_followed() -> None:
         assert torch.allclose(layer(x) - layer.bias, 2 * (before - layer.bias), atol=1e-4)
         layer.weight = nn.Parameter(torch.zeros(500, 200), requires_grad=False)
         assert torch.equal(layer(x), layer.bias.expand(5, -1))
+
+
+def test_no_tokens_are_no_tokens() -> None:
+    with torch.no_grad():
+        assert wide()(torch.zeros(0, 3, 200)).shape == (0, 3, 500)
+        assert wide()(torch.zeros(2, 0, 200)).shape == (2, 0, 500)
+
+
+def test_another_weight_in_the_same_place_is_told_apart() -> None:
+    layer, x = wide(), normal(5, 200, seed=3)
+    for seed in range(8):  # memory that was freed is the first to be used again
+        layer.weight = nn.Parameter(normal(500, 200, seed=seed), requires_grad=False)
+        with torch.no_grad():
+            assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_threads_share_blocks() -> None:
+    layer, inputs = wide(), [normal(1 + i % 5, 200, seed=i) for i in range(200)]
+
+    def product(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return layer(x)
+
+    alone = [product(x) for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for one, other in zip(pool.map(product, inputs), alone, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_gradients_go_through_the_weight() -> None:

@@ -10,7 +10,7 @@ tokens on; elsewhere they are as near to the exact product.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -25,29 +25,47 @@ MANY = 256  # tokens: from there on ordering costs little beside the product
 _ROWS = 16  # the number of tokens for which the kernel may choose its order; any number works
 
 
+class Kernel(NamedTuple):
+    """What oneDNN does, as torch's own compiler calls it; there are no other names for it."""
+
+    order: Callable[[Tensor, int], Tensor]
+    multiply: Callable[..., Tensor]
+    add: Callable[..., Tensor]
+
+
+def _kernel() -> Kernel | None:
+    """The kernel, where this build of torch has it: there is none on some machines."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    ops: Any = torch.ops.mkldnn
+    product = ops._linear_pointwise  # noqa: SLF001
+    return Kernel(ops._reorder_linear_weight, product.default, product.binary)  # noqa: SLF001
+
+
+KERNEL = _kernel()
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Blocks:
     """A matrix in the kernel's order, and which tensor it was made of."""
 
-    pointer: int
+    kernel: Kernel
+    source: Tensor  # kept, so that no other can come to lie where it lies
     version: int
     parts: tuple[Tensor, ...]
 
     def of(self, weight: Tensor) -> bool:
         """Whether they are still this tensor's, which may have been replaced or written to."""
-        return (
-            weight.data_ptr() == self.pointer
-            and weight._version == self.version  # noqa: SLF001 - torch's own name for it
-            and weight.dtype == torch.float32
-        )
+        same = weight.data_ptr() == self.source.data_ptr() and weight.dtype == torch.float32
+        return same and weight._version == self.version  # noqa: SLF001 - torch's own name for it
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The linear map of x; has no gradient."""
         first, *others = zip(x.split(DEPTH, -1), self.parts, strict=True)
-        y = _multiply(*first, bias, "none", [], "")
+        y = self.kernel.multiply(*first, bias, "none", [], "")
         for part, block in others:
-            y = _add(part, y, block, None, "add")
+            y = self.kernel.add(part, y, block, None, "add")
         return y
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Blocks":
@@ -91,20 +109,14 @@ def blocks_of(weight: Tensor) -> Blocks | None:
     """
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return None
-    if not torch.backends.mkldnn.is_available():
+    if KERNEL is None:
         return None
     with torch.inference_mode(mode=False), torch.no_grad():
-        return Blocks(weight.data_ptr(), weight._version, tuple(_parts(weight.detach())))  # noqa: SLF001
+        parts = tuple(_parts(weight.detach(), KERNEL))
+        return Blocks(KERNEL, weight.detach(), weight._version, parts)  # noqa: SLF001
 
 
-def _parts(weight: Tensor) -> Iterator[Tensor]:
+def _parts(weight: Tensor, kernel: Kernel) -> Iterator[Tensor]:
     scratch = torch.empty(len(weight) * DEPTH)  # one for all: many would leave holes in the heap
     for part in weight.split(DEPTH, 1):
-        yield _reorder(scratch[: part.numel()].view(part.shape).copy_(part), _ROWS)
-
-
-# Inductor, torch's compiler, calls these; they have no other names.
-_mkldnn: Any = torch.ops.mkldnn
-_reorder: Callable[[Tensor, int], Tensor] = _mkldnn._reorder_linear_weight  # noqa: SLF001
-_multiply: Callable[..., Tensor] = _mkldnn._linear_pointwise.default  # noqa: SLF001
-_add: Callable[..., Tensor] = _mkldnn._linear_pointwise.binary  # noqa: SLF001
+        yield kernel.order(scratch[: part.numel()].view(part.shape).copy_(part), _ROWS)
