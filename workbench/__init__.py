@@ -29,10 +29,10 @@ from workbench.core.gradients import Tangents, gradients, jvp, vjp
 from workbench.core.grid import Grid
 from workbench.core.harvest import Harvest, harvest, harvest_into
 from workbench.core.interventions import Intervention
+from workbench.core.ledger import Receipt
 from workbench.core.metrics import Metric
 from workbench.core.pace import Pace
 from workbench.core.plan import Plan
-from workbench.core.program import Receipt
 from workbench.core.protocols import Model
 from workbench.core.provenance import package_version
 from workbench.core.reading import Spans

@@ -178,7 +178,7 @@ def _assets_table() -> Table:
 
 
 def _receipts(receipts: tuple["object", ...]) -> None:
-    from workbench.core.program import Receipt
+    from workbench.core.ledger import Receipt
 
     for receipt in receipts:
         if isinstance(receipt, Receipt):

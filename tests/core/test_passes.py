@@ -15,8 +15,9 @@ from torch import Tensor
 import workbench as wb
 from tests import tiny
 from workbench.core.data import Batch
+from workbench.core.ledger import Ledger
 from workbench.core.plan import as_plan
-from workbench.core.program import Ledger, compile_plan
+from workbench.core.program import compile_plan
 from workbench.core.protocols import new_cache
 
 pytestmark = pytest.mark.usefixtures("unchecked")

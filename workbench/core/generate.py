@@ -30,10 +30,11 @@ from workbench.core.generation.settings import (
 )
 from workbench.core.generation.writer import Manner, Writer
 from workbench.core.guards import check_need, generation_need
+from workbench.core.ledger import Receipt
 from workbench.core.modes import outside_inference
 from workbench.core.options import flag
 from workbench.core.plan import Interventions, Plan
-from workbench.core.program import Receipt, compile_plan
+from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
 from workbench.core.run import Check, Checked
 from workbench.core.sampling import choose, generators

@@ -14,16 +14,17 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from typing_extensions import override
 
 from workbench.core.data import Batch, Prompt
 from workbench.core.errors import EmptySelectionError
 from workbench.core.guards import check_need, gradients_need
+from workbench.core.leaves import Leaves, Unfused
+from workbench.core.ledger import Ledger
 from workbench.core.metrics import Metric, TokenMetric, read_by
 from workbench.core.modes import outside_inference, with_graph
 from workbench.core.options import expect, flag
 from workbench.core.plan import Interventions, as_plan
-from workbench.core.program import Ledger, block_of, compile_plan
+from workbench.core.program import block_of, compile_plan
 from workbench.core.protocols import Model
 from workbench.core.request import as_batch
 from workbench.core.run import in_order, pick, unembed_at
@@ -188,49 +189,6 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
     check_finite({**pushed, "the metric": moved} if moved is not None else pushed)
     at = {site: pushed[site] for site in read}
     return Tangents(MappingProxyType(at), pushed.get(LOGITS), moved)
-
-
-@final
-class Leaves(Tap):
-    """Makes the activation at each site a node of the graph, whose gradient can be asked for."""
-
-    def __init__(self, sites: Sites) -> None:
-        self._sites = sites
-        self._nodes: dict[Site, Tensor] = {}
-
-    @override
-    def __call__(self, site: Site, value: Tensor) -> Tensor:
-        if site not in self._sites:
-            return value
-        # A node of its own: two sites may pass one tensor on, the stream and what reads it.
-        node = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
-        self._nodes[site] = node
-        return node
-
-    @override
-    def wants(self, site: Site) -> bool:
-        return site in self._sites
-
-    def found(self) -> dict[Site, Tensor]:
-        """The nodes in the order of the sites asked for.
-
-        Raises:
-            NotRecordedError: If the forward never passed one.
-        """
-        return in_order(self._nodes, self._sites)
-
-
-@final
-class Unfused(Tap):
-    """Asks for every pattern, so that attention is made of parts that have all derivatives."""
-
-    @override
-    def __call__(self, site: Site, value: Tensor) -> Tensor:
-        return value
-
-    @override
-    def wants(self, site: Site) -> bool:
-        return site.short == "attn.hook_pattern"
 
 
 @final

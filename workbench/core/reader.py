@@ -26,10 +26,11 @@ from workbench.core.errors import (
     NotRecordedError,
     OptionError,
 )
+from workbench.core.ledger import Ledger
 from workbench.core.modes import forward_only
 from workbench.core.options import count
 from workbench.core.plan import Interventions, Plan, as_plan
-from workbench.core.program import Ledger, compile_plan
+from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
 from workbench.core.reading import Reading, ReadPositions, Take, Where, reading_of
 from workbench.core.run import Check, Checked, not_finite

@@ -16,9 +16,10 @@ from typing_extensions import override
 
 from workbench.core.axes import Logits, Resid
 from workbench.core.data import Batch
+from workbench.core.ledger import Ledger
 from workbench.core.modes import forward_only, outside_inference
 from workbench.core.plan import Plan
-from workbench.core.program import Ledger, Program, block_of
+from workbench.core.program import Program, block_of
 from workbench.core.protocols import Model
 from workbench.core.sites import Site, Sites
 from workbench.core.tap import Keep, Recorder, Tap, as_it_is, chain

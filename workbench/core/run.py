@@ -24,11 +24,12 @@ from workbench.core.errors import (
 )
 from workbench.core.estimate import check_fits, estimate_of
 from workbench.core.gathered import LOGITS, Gathered, put
+from workbench.core.ledger import Ledger
 from workbench.core.modes import forward_only, outside_inference
 from workbench.core.operands import pure
 from workbench.core.options import expect
 from workbench.core.plan import Interventions, as_plan
-from workbench.core.program import Ledger, compile_plan
+from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
 from workbench.core.replay import Left, Replay, Streams
 from workbench.core.request import Columns, Request, Start, as_batch, late_sites, request_of

@@ -21,11 +21,12 @@ from workbench.core.errors import EmptySelectionError, NonFiniteError, OptionErr
 from workbench.core.grid import Grid, parting, spread
 from workbench.core.guards import check_need, sweep_need
 from workbench.core.interventions import Intervention
+from workbench.core.ledger import Ledger
 from workbench.core.metrics import Metric, TokenMetric, read_by
 from workbench.core.modes import forward_only, outside_inference
 from workbench.core.options import count, iterated
 from workbench.core.plan import Interventions, Plan, as_plan
-from workbench.core.program import Ledger, compile_plan
+from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
 from workbench.core.provenance import Provenance, digest, provenance
 from workbench.core.result import Axis, Check

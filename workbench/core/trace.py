@@ -13,8 +13,8 @@ from typing_extensions import override
 from workbench.core.axes import Logits
 from workbench.core.data import Batch
 from workbench.core.errors import NotPicklableError, NotRecordedError
+from workbench.core.ledger import Receipt
 from workbench.core.plan import Plan
-from workbench.core.program import Receipt
 from workbench.core.protocols import Model
 from workbench.core.replay import Left, Source
 from workbench.core.sites import Selector, Site, Sites, select

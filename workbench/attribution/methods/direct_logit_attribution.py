@@ -18,10 +18,11 @@ from workbench.attribution.attribution import Kind
 from workbench.attribution.method import AttributionMethod, Scores
 from workbench.core.data import Batch, TokenContrast
 from workbench.core.errors import OptionError
+from workbench.core.ledger import Ledger
 from workbench.core.metrics import TokenMetric
 from workbench.core.modes import forward_only, with_graph
 from workbench.core.plan import Plan
-from workbench.core.program import Ledger, compile_plan
+from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
 from workbench.core.result import Axis, Check
 from workbench.core.run import pick, run

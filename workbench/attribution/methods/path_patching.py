@@ -44,12 +44,13 @@ from workbench.core.axes import HEAD_INPUTS
 from workbench.core.data import Batch, TokenContrast
 from workbench.core.errors import OptionError
 from workbench.core.interventions import Intervention
+from workbench.core.ledger import Ledger
 from workbench.core.metrics import TokenMetric
 from workbench.core.modes import forward_only
 from workbench.core.operators import set as set_to
 from workbench.core.operators import zero
 from workbench.core.plan import Plan
-from workbench.core.program import Ledger, block_of, compile_plan
+from workbench.core.program import block_of, compile_plan
 from workbench.core.protocols import Model
 from workbench.core.result import Check
 from workbench.core.run import run

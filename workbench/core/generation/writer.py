@@ -17,8 +17,9 @@ from workbench.core.data import Batch
 from workbench.core.errors import NonFiniteError
 from workbench.core.generation import prefix
 from workbench.core.generation.capture import Capture
+from workbench.core.ledger import Ledger, Receipt
 from workbench.core.modes import forward_only
-from workbench.core.program import Ledger, Program, Receipt, compile_plan
+from workbench.core.program import Program, compile_plan
 from workbench.core.protocols import Model, new_cache
 from workbench.core.run import FiniteWatch, not_finite, unembed_at
 from workbench.core.tap import Tap, chain
