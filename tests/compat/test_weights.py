@@ -1,5 +1,6 @@
 """Classic weights: row vectors that give the sites, state dicts both ways, and views of them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,32 @@ def test_row_vectors_times_weights_are_the_sites(kind: str) -> None:
     final = facade.ln_final(cache["resid_post", -1])
     tiny.close(facade.unembed(final), logits(facade), 1e-4)
     tiny.close(final @ facade.W_U + facade.b_U, logits(facade), 1e-4)
+
+
+@kinds
+def test_a_feed_forward_may_be_called(kind: str) -> None:
+    facade = raw(kind)
+    cache: Any = facade.run_with_cache(IDS)[1]
+    block, stream = facade.blocks[1], cache["resid_mid", 1]
+    tiny.close(block.mlp(block.ln2(stream)), cache["mlp_out", 1], 1e-5)
+    assert block.mlp(facade.W_E).shape == facade.W_E.shape
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_write_that_torch_cannot_see_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    monkeypatch.setattr("workbench.models.layers.linear.LEAST", 1)
+    tiny.hf("llama").save_pretrained(tmp_path)
+    source: Any = wb.load(tmp_path) if shared else str(tmp_path)
+    facade = HookedTransformer.from_pretrained_no_processing(source)
+    with torch.no_grad():
+        before = logits(facade)
+        gate: Any = facade.blocks[1].mlp.W_gate
+        gate.data.zero_()
+        after = logits(facade)
+    assert not torch.allclose(after, before, atol=1e-3)
+    tiny.close(after, logits(facade), 1e-5)  # with gradients, which have one form only
 
 
 @kinds

@@ -404,3 +404,12 @@ def test_a_gate_may_be_that_of_several_interventions(tmp_path: Path) -> None:
     for one in again:
         assert one.gate is not None
         assert tiny.same_bytes(one.gate.vector, VECTOR)
+
+
+@kinds
+def test_a_gate_is_not_read_where_tokens_have_keys(kind: str) -> None:
+    model = tiny.model(kind)
+    gate = wb.gates.above(torch.ones(16), 0.5)
+    cut = wb.Intervention("blocks.1.attn.hook_pattern", wb.ops.zero(), gate=gate)
+    with pytest.raises(OptionError, match=r"plan\[0\].gate.*by site=.*hook_pattern"):
+        wb.run(model, "abcd", plan=[cut])

@@ -146,7 +146,7 @@ def test_the_context_is_filled_to_the_last_position(kind: str) -> None:
     for room in (1, 2):
         made = wb.generate(model, "a" * (32 - room), max_new_tokens=40)
         assert len(made.tokens[0]) == room
-        assert made.finish == ("length",)
+        assert made.finish == ("context",)
     with pytest.raises(PromptError, match="Prompt 1 fills the whole context of 32 tokens"):
         wb.generate(model, ["b", "a" * 32])
     with pytest.raises(PromptError, match="has 33 tokens"):
@@ -433,3 +433,11 @@ def test_a_stop_string_may_begin_and_end_within_tokens() -> None:
     plan = [wb.Intervention("hook_unembed", say)]
     pieces = list(wb.generate(model, "q", plan=plan, max_new_tokens=3, stop="three", stream=True))
     assert [str(piece) for piece in pieces] == ["one ", "two ", ""]
+
+
+def test_a_row_that_fills_the_context_says_so() -> None:
+    model = tiny.model("llama")
+    prompt = "a" * (model.sizes.n_ctx - 4)
+    made = wb.generate(model, [prompt] * 3, max_new_tokens=[3, 4, 5])
+    assert [len(row) for row in made.tokens] == [3, 4, 4]
+    assert made.finish == ("length", "length", "context")

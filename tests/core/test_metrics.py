@@ -1,11 +1,14 @@
 """Metrics read the answer position of each example, from a trace, bare logits or some columns."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 import workbench as wb
 from tests import tiny
-from workbench.core.errors import ShapeError
+from workbench.core.errors import OptionError, ShapeError
 
 MODEL = tiny.model("llama")
 CONTRAST = wb.Contrast(
@@ -72,3 +75,37 @@ def test_a_metric_shows_itself_in_a_line() -> None:
         "logit_difference in logits, of Contrast(clean=['ab', …: 300], "
         "corrupt=['xb', …: 300], target='c', foil='d')"
     )
+
+
+def test_a_function_of_answer_logits_is_a_metric() -> None:
+    model = tiny.model("llama", torch.float64)
+    same = wb.Contrast(CONTRAST.clean, CONTRAST.corrupt, target=["c", "c"], foil=["d", "d"])
+    built_in = wb.metrics.logit(same)
+
+    def own(logits: Tensor) -> Tensor:
+        return logits[:, ord("c")]
+
+    texts = same.clean
+    cells = [wb.Intervention(f"blocks.{layer}.attn.hook_z", wb.ops.zero()) for layer in range(3)]
+    ours, theirs = (wb.sweep(model, texts, cells, metric) for metric in (own, built_in))
+    tiny.close(ours.changed, theirs.changed)
+    assert "own" in ours.metric
+    site = "blocks.1.hook_resid_post"
+    for slope, other in zip(
+        wb.gradients(model, texts, site, own).values(),
+        wb.gradients(model, texts, site, built_in).values(),
+        strict=True,
+    ):
+        tiny.close(slope, other)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_function_that_is_no_metric_is_refused_by_name() -> None:
+    model, prompt = tiny.model("llama"), "abc"
+    site: Any = "blocks.1.hook_resid_post"
+    total: Any = torch.sum
+    with pytest.raises(ShapeError, match=r"one number for each of 1 rows, got \(\)"):
+        wb.gradients(model, prompt, site, total)
+    wrong: Any = "logit"
+    with pytest.raises(OptionError, match=r"one of wb.metrics, or a function of answer logits"):
+        wb.gradients(model, prompt, site, wrong)

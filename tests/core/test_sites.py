@@ -5,8 +5,10 @@ import copy
 import dataclasses
 import pickle
 import re
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,3 +129,12 @@ def test_there_is_one_object_for_each_place() -> None:
     assert copy.deepcopy(site) is site
     assert dataclasses.replace(site, layer=4) is Site.parse("blocks.4.attn.hook_z")
     assert str(Site("blocks.{}.attn.hook_q", True)) == "blocks.1.attn.hook_q"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_layer_is_a_whole_number_of_any_kind() -> None:
+    number: Any = torch.tensor(3)
+    text: Any = "3"
+    assert Site("blocks.{}.attn.hook_z", number) is Site("blocks.{}.attn.hook_z", 3)
+    with pytest.raises(TypeError, match="integer"):
+        Site("blocks.{}.attn.hook_z", text)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 import workbench as wb
 from tests import tiny
 from workbench.models.layers import linear
-from workbench.models.layers.linear import Blocks, Linear, blocks_of, multiply, worthwhile
+from workbench.models.layers.linear import Linear, Tiles, multiply, tiles_of, worthwhile
 from workbench.models.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(
-    blocks_of(torch.zeros(4, 2)) is None, reason="this build of torch has no such kernel"
+    tiles_of(torch.zeros(4, 2)) is None, reason="this build of torch has no such kernel"
 )
 SHAPES = [(40, 8), (400, 192), (500, 200), (1536, 576)]
 
@@ -25,8 +25,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def blocked(weight: Tensor) -> Blocks:
-    found = blocks_of(weight)
+def tiled(weight: Tensor) -> Tiles:
+    found = tiles_of(weight)
     assert found is not None
     return found
 
@@ -35,7 +35,7 @@ def wide(n_in: int = 200, n_out: int = 500) -> Linear:
     made = Linear(n_in, n_out)
     made.weight = nn.Parameter(normal(n_out, n_in), requires_grad=False)
     made.bias = nn.Parameter(normal(n_out, seed=1), requires_grad=False)
-    made.blocks = blocked(made.weight)
+    made.tiles = tiled(made.weight)
     return made
 
 
@@ -47,33 +47,33 @@ def test_the_product_is_as_near_to_the_exact_one_as_torchs(
     weight, bias, x = normal(*shape), normal(shape[0], seed=1), normal(2, tokens, shape[1], seed=2)
     exact = F.linear(x.double(), weight.double(), bias.double())
     with torch.no_grad():
-        ours = blocked(weight).multiply(x, bias)
+        ours = tiled(weight).multiply(x, bias)
     assert ours.shape == exact.shape
     theirs = float((F.linear(x, weight, bias) - exact).square().mean().sqrt())
     assert float((ours - exact).square().mean().sqrt()) <= 2 * theirs  # 1.0 to 1.3 measured
 
 
-def test_blocks_are_used_only_where_they_stand_for_the_weight(
+def test_tiles_are_used_only_where_they_stand_for_the_weight(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     used: list[int] = []
 
-    def counted(self: Blocks, x: Tensor, bias: Tensor | None) -> Tensor:
+    def counted(self: Tiles, x: Tensor, bias: Tensor | None) -> Tensor:
         used.append(x.shape[0])
         return torch.zeros(())
 
-    monkeypatch.setattr(Blocks, "multiply", counted)
+    monkeypatch.setattr(Tiles, "multiply", counted)
     weight, few, many = normal(40, 8), normal(3, 8), normal(linear.MANY, 8)
-    blocks = blocked(weight)
+    tiles = tiled(weight)
     with torch.no_grad():
-        multiply(few, weight, None, blocks)
+        multiply(few, weight, None, tiles)
         assert used == [3]
-        multiply(many, weight, None, blocks)  # ordering costs little beside so large a product
-        multiply(few, weight.clone(), None, blocks)
+        multiply(many, weight, None, tiles)  # ordering costs little beside so large a product
+        multiply(few, weight.clone(), None, tiles)
         weight[0, 0] += 1
-        multiply(few, weight, None, blocks)
+        multiply(few, weight, None, tiles)
     with torch.enable_grad():
-        multiply(few, weight, None, blocked(weight))
+        multiply(few, weight, None, tiled(weight))
     assert used == [3]
 
 
@@ -101,7 +101,7 @@ def test_another_weight_in_the_same_place_is_told_apart() -> None:
             assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
-def test_threads_share_blocks() -> None:
+def test_threads_share_tiles() -> None:
     layer, inputs = wide(), [normal(1 + i % 5, 200, seed=i) for i in range(200)]
 
     def product(x: Tensor) -> Tensor:
@@ -120,10 +120,10 @@ def test_gradients_go_through_the_weight() -> None:
     assert torch.allclose(slope, layer.weight.sum(0).expand(5, -1), atol=1e-4)
 
 
-def test_a_copy_shares_the_blocks_of_weights_it_shares() -> None:
+def test_a_copy_shares_the_tiles_of_weights_it_shares() -> None:
     layer, x = wide(), normal(5, 200, seed=3)
     same = copy.deepcopy(layer, {id(layer.weight): layer.weight})
-    assert same.blocks is layer.blocks
+    assert same.tiles is layer.tiles
     other = copy.deepcopy(layer)
     with torch.no_grad():
         other.weight.zero_()
@@ -132,9 +132,9 @@ def test_a_copy_shares_the_blocks_of_weights_it_shares() -> None:
 
 
 def test_only_what_the_kernel_can_do_is_rearranged() -> None:
-    assert blocks_of(torch.zeros(4, 2, dtype=torch.float64)) is None
-    assert blocks_of(torch.zeros(4, 2, dtype=torch.bfloat16)) is None
-    assert blocks_of(torch.zeros(4, 2, device="meta")) is None
+    assert tiles_of(torch.zeros(4, 2, dtype=torch.float64)) is None
+    assert tiles_of(torch.zeros(4, 2, dtype=torch.bfloat16)) is None
+    assert tiles_of(torch.zeros(4, 2, device="meta")) is None
     assert worthwhile(torch.zeros(1536, 576, device="meta"))
     assert not worthwhile(torch.zeros(576, 1536, device="meta"))
     assert not worthwhile(torch.zeros(64, 16, device="meta"))
@@ -142,18 +142,18 @@ def test_only_what_the_kernel_can_do_is_rearranged() -> None:
 
 @pytest.fixture
 def rearranged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Transformer:
-    """A tiny model of which every widening matrix is in blocks."""
+    """A tiny model of which every widening matrix is in tiles."""
     monkeypatch.setattr("workbench.models.layers.linear.LEAST", 1)
     hugging_face = tiny.hf("llama")
     hugging_face.save_pretrained(tmp_path)
     model = wb.load(tmp_path)
-    assert model.stack.unembed.blocks is not None
+    assert model.stack.unembed.tiles is not None
     return model
 
 
 def test_a_rearranged_model_is_the_same_model(rearranged: Transformer, tmp_path: Path) -> None:
     plain = wb.load(tmp_path, rearrange=False)
-    assert plain.stack.unembed.blocks is None
+    assert plain.stack.unembed.tiles is None
     assert plain.fingerprint == rearranged.fingerprint
     ids = torch.arange(12).view(2, 6)
     ours, theirs = (wb.run(one, ids, record="all") for one in (rearranged, plain))
@@ -166,9 +166,9 @@ def test_a_rearranged_model_is_the_same_model(rearranged: Transformer, tmp_path:
 
 def test_a_view_of_a_rearranged_model_has_its_own_weights(rearranged: Transformer) -> None:
     folded = rearranged.folded()
-    assert folded.model.stack.unembed.blocks is None  # which is another matrix here
-    assert rearranged.stack.unembed.blocks is not None
+    assert folded.model.stack.unembed.tiles is None  # which is another matrix here
+    assert rearranged.stack.unembed.tiles is not None
     assert folded.parity.difference < 1e-4
     ids = torch.arange(12).view(2, 6)
-    halves = wb.run(rearranged, ids).logits.log_softmax(-1)
-    assert torch.allclose(wb.run(folded.model, ids).logits.log_softmax(-1), halves, atol=1e-4)
+    said = wb.run(rearranged, ids).logits.log_softmax(-1)
+    assert torch.allclose(wb.run(folded.model, ids).logits.log_softmax(-1), said, atol=1e-4)

@@ -4,7 +4,7 @@ Notable: what a row is given is the same product of strength and vector whether 
 of many, and a row (or a position) without one keeps its bytes, -0.0 included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -31,6 +31,11 @@ class Bank:
     vectors: Float[Tensor, "row 1 d"]  # one for all rows, or one for each
     rows: Bool[Tensor, "batch 1 1"] | None  # those that have one; None: all
     squares: tuple[float, ...]  # of the change of one token, by intervention
+
+    @property
+    def n_rows(self) -> int:
+        """One, which is for all rows, or how many have a vector each."""
+        return len(self.vectors)
 
     def add(self, value: Tensor, chosen: Chosen) -> Tensor:
         """The activation with each row's vector added where it is `chosen`."""
@@ -60,6 +65,14 @@ def parts_of(
         _bank(plan, group, model, batch) if _banked(plan[group[0]], site, model) else group[0]
         for group in groups
     )
+
+
+def constant_of(parts: Mapping[Site, tuple[Part, ...]], dtype: torch.dtype) -> Mapping[Site, Bank]:
+    """The banks of sites where nothing else is done and every row has a vector."""
+    if dtype not in (torch.float32, torch.float64):
+        return {}  # there, some sites are of a wider dtype than others
+    alone = ((site, some[0]) for site, some in parts.items() if len(some) == 1)
+    return {site: one for site, one in alone if isinstance(one, Bank) and one.rows is None}
 
 
 def _banked(one: Intervention, site: Site, model: Model) -> bool:

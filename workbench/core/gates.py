@@ -62,7 +62,9 @@ class Gate:
         if self.hold not in HOLDS:
             raise OptionError("hold", f"one of {', '.join(HOLDS)}", self.hold)
         if self.hold == "while" and self.shape != "step":
-            raise OptionError("hold", "'token' or 'prompt' for a sigmoid, which is never shut", "")
+            raise OptionError(
+                "hold", "'token' or 'prompt' for a sigmoid, which is never shut", self.hold
+            )
         if self.site is not None and self.site.axes[1] != "pos":
             axes = " ".join(self.site.axes)
             raise OptionError("gate", f"read where tokens have one activation, not {axes}", "")

@@ -36,16 +36,30 @@ def readings(
     order = {site: place for place, site in enumerate(model.sites)}
     found: dict[Site, list[int]] = {}
     for index, one in enumerate(plan):
-        if one.gate is None or one.gate.site is None:
+        if one.gate is None:
+            continue
+        acting = [site for site, indices in by_site.items() if index in indices]
+        if one.gate.site is None:
+            _check_own(index, acting)
             continue
         read = one_site(one.gate.site, model.sites)
-        acting = [site for site, indices in by_site.items() if index in indices]
         for site in acting:
             if order[site] < order[read]:
                 raise OptionError(f"plan[{index}].gate", f"read at {site} or before", str(read))
         if any(site != read for site in acting):
             found.setdefault(read, []).append(index)
     return MappingProxyType({site: tuple(indices) for site, indices in found.items()})
+
+
+def _check_own(index: int, acting: Sequence[Site]) -> None:
+    """Refuses to read a gate where tokens have no activation of their own.
+
+    Raises:
+        OptionError: If one of the sites has keys.
+    """
+    if keyed := [str(site) for site in acting if site.axes[1] != "pos"]:
+        where = "read, by site=, where each token has one activation"
+        raise OptionError(f"plan[{index}].gate", where, keyed[0])
 
 
 @final

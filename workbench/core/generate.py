@@ -48,7 +48,8 @@ __all__ = ["Generation", "Piece", "Stream", "generate"]
 class Generation:
     """Finished rows of a generation.
 
-    `finish` says why each row ended: "stop" (an end token or a stop string) or "length".
+    `finish` says why each row ended: "stop" (an end token or a stop string), "length", or "context"
+    where that ended before `max_new_tokens`.
     `plan` is the whole batch's: what was given for one row names it. `activations` are those that
     made the text, by site and row, one entry per position of prompt and generation.
     """
@@ -232,7 +233,7 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         checks=() if check is None else (Checked(check),),
         capture=Capture(sites, rows),
     )
-    said = Rows(model.tokenizer, settings.limits, settings.stops)
+    said = Rows(model.tokenizer, settings)
     pieces = Stream(_pieces(writer, said, settings, draws, batch))
     if stream:
         return pieces

@@ -20,7 +20,7 @@ from workbench.core.errors import EmptySelectionError
 from workbench.core.guards import check_need, gradients_need
 from workbench.core.leaves import Leaves, Unfused
 from workbench.core.ledger import Ledger
-from workbench.core.metrics import Metric, TokenMetric, read_by
+from workbench.core.metrics import AnyMetric, TokenMetric, read_by
 from workbench.core.modes import outside_inference, with_graph
 from workbench.core.options import expect, flag
 from workbench.core.plan import Interventions, as_plan
@@ -63,7 +63,7 @@ def gradients(
     model: Model,
     prompt: Prompt | Batch,
     sites: Selector,
-    metric: Metric | TokenMetric,
+    metric: AnyMetric,
     *,
     plan: Interventions = (),
     attention_mask: Tensor | None = None,
@@ -147,7 +147,7 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
     record: Selector = (),
     *,
     logits: bool = False,
-    metric: Metric | TokenMetric | None = None,
+    metric: AnyMetric | None = None,
     plan: Interventions = (),
     attention_mask: Tensor | None = None,
     batched: bool = False,

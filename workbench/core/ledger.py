@@ -1,13 +1,17 @@
 """The account of a run: how often each intervention of a plan acted, where, and how far it went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from torch import Tensor
 
+from workbench.core.banks import Bank
 from workbench.core.gating import Places, Verdicts
 from workbench.core.plan import Plan
+from workbench.core.sites import Site
+
+Counts = Mapping[tuple[int, ...], tuple[int, ...]]  # tokens by the interventions of a bank
 
 
 @final
@@ -35,6 +39,7 @@ class Ledger:
         self._acted = [0] * len(plan)
         self._tokens: list[list[Tensor | int]] = [[] for _ in plan]
         self._squares: list[list[Tensor | float]] = [[] for _ in plan]
+        self._passes: list[tuple[list[Site], Mapping[Site, Bank], Counts]] = []
         self.verdicts = Verdicts()
 
     def note(self, index: int, tokens: Tensor | int, squares: Tensor | float) -> None:
@@ -52,6 +57,19 @@ class Ledger:
                 self._acted[index] += 1
                 self._tokens[index].append(count)
                 self._squares[index].append(count * square)
+
+    def follow(self, passed: list[Site], banks: Mapping[Site, Bank], counts: Counts) -> None:
+        """Adds, when it is asked, an act of the bank of each site that will be in `passed`.
+
+        A pass goes on filling its list: one entry a site is all that it spends on its account.
+        """
+        self._passes.append((passed, banks, counts))
+
+    def _settle(self) -> None:
+        for passed, banks, counts in self._passes:
+            while passed:
+                bank = banks[passed.pop()]
+                self.note_all(bank.indices, counts[bank.indices], bank.squares)
 
     def absorb(self, other: "Ledger", places: Places, n: int) -> None:
         """Adds the account of a run of one row that stood for several of `n`.
@@ -74,6 +92,7 @@ class Ledger:
 
     def totals(self) -> tuple[tuple[int, int, float], ...]:
         """How often each intervention acted, on how many tokens, and the squares of its change."""
+        self._settle()
         return tuple(
             (acted, sum(map(int, tokens)), float(sum(map(float, squares))))
             for acted, tokens, squares in zip(self._acted, self._tokens, self._squares, strict=True)

@@ -91,7 +91,9 @@ class Matching(Scope):
         start = len(before) if now.startswith(before) else _common(before, now)
         if start == len(now):
             return False
-        matches = patient(self.pattern, lambda: self._compiled.finditer(now, timeout=PATIENCE))
+        matches = patient(
+            "matching", self.pattern, lambda: self._compiled.finditer(now, timeout=PATIENCE)
+        )
         return any(one.end() > max(start, one.start()) for one in matches)
 
 
@@ -141,7 +143,11 @@ class AfterMatch(Scope):
         def found(some: list[int]) -> bool:
             now = said(words, some)
             return bool(
-                patient(self.pattern, lambda: [self._compiled.search(now, timeout=PATIENCE)])[0]
+                patient(
+                    "after_match",
+                    self.pattern,
+                    lambda: [self._compiled.search(now, timeout=PATIENCE)],
+                )[0]
             )
 
         if lasting(self.pattern):
@@ -163,7 +169,7 @@ def compiled(option: str, pattern: str) -> Any:
         raise OptionError(option, f"a regular expression ({error})", pattern) from None
 
 
-def patient(pattern: str, search: Callable[[], Any]) -> list[Any]:
+def patient(option: str, pattern: str, search: Callable[[], Any]) -> list[Any]:
     """What a search finds, if it comes to an end.
 
     Raises:
@@ -173,7 +179,7 @@ def patient(pattern: str, search: Callable[[], Any]) -> list[Any]:
         return list(search())
     except TimeoutError:
         quick = f"a pattern that is found within {PATIENCE:g} s; have no repeat within a repeat"
-        raise OptionError("matching", quick, pattern) from None
+        raise OptionError(option, quick, pattern) from None
 
 
 def lasting(pattern: str) -> bool:

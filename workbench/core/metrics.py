@@ -8,6 +8,7 @@ unembedded, and reads many rows of a sweep at once.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import ClassVar, final
 
 import torch
@@ -22,6 +23,7 @@ from workbench.core.options import expect
 from workbench.core.protocols import Model
 from workbench.core.trace import Trace
 
+Own = Callable[[Float[Tensor, "row d_vocab"]], Float[Tensor, " row"]]  # each row by itself
 Read = Callable[[Float[Tensor, "row column"], Int[Tensor, " row"]], Float[Tensor, " row"]]
 
 
@@ -80,18 +82,36 @@ class TokenMetric:
         return answers[:, torch.cat([place[0] for place in places])]
 
 
-def read_by(metric: "Metric | TokenMetric", model: Model, rows: int) -> TokenMetric:
+def read_by(metric: "AnyMetric", model: Model, rows: int) -> TokenMetric:
     """The metric in a model's tokens, for a run of that many rows.
 
     Raises:
         OptionError: If it is no metric.
         ShapeError: If the rows are not the metric's examples.
     """
-    if not isinstance(metric, Metric | TokenMetric):
-        raise OptionError("metric", "one of wb.metrics", metric)
-    reader = metric.on(model)
-    reader.check_rows(rows)
-    return reader
+    if isinstance(metric, Metric | TokenMetric):
+        reader = metric.on(model)
+        reader.check_rows(rows)
+        return reader
+    if not callable(metric):
+        own = "one of wb.metrics, or a function of answer logits (row d_vocab) to one number a row"
+        raise OptionError("metric", own, metric)
+    return _of_function(metric, rows)
+
+
+def _of_function(function: Own, rows: int) -> TokenMetric:
+    """A metric of the user's own, which reads the whole vocabulary."""
+    name = function.__qualname__ if isinstance(function, FunctionType) else str(type(function))
+
+    def read(logits: Tensor, examples: Tensor) -> Tensor:  # noqa: ARG001 - a row says enough
+        made: object = function(logits)
+        if not isinstance(made, Tensor) or made.shape != (len(logits),):
+            got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            expected = f"one number for each of {len(logits)} rows"
+            raise ShapeError(f"metric {name}", expected, str(got))
+        return made
+
+    return TokenMetric(name, "of its own", rows, None, read)
 
 
 class Metric(ABC):
@@ -195,3 +215,6 @@ def log_probability(contrast: Contrast) -> Metric:
 
 def _contrast(contrast: Contrast) -> Contrast:
     return expect("contrast", contrast, Contrast, "a wb.Contrast")
+
+
+AnyMetric = Metric | TokenMetric | Own

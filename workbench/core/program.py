@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core.axes import GROUPED, HEAD_INPUTS, READ_NORM
-from workbench.core.banks import Bank, Part, Selected, parts_of
+from workbench.core.banks import Bank, Part, Selected, constant_of, parts_of
 from workbench.core.data import Batch
 from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
 from workbench.core.gates import Gate
@@ -40,6 +40,7 @@ class Program:
     plan: Plan
     by_site: Mapping[Site, tuple[int, ...]]
     parts: Mapping[Site, tuple[Part, ...]]  # the same, with additions to several rows as one
+    constant: Mapping[Site, Bank]  # where nothing is done but one addition of one vector
     scopes: tuple[Scope, ...]  # of each intervention, as this model reads them
     reads: Mapping[Site, tuple[int, ...]]  # the interventions whose gates read at a site
 
@@ -123,10 +124,12 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
         for site in sites:
             by_site.setdefault(site, []).append(index)
     _check_readers(plan, by_site)
+    parts = {site: parts_of(plan, at, site, model, batch) for site, at in by_site.items()}
     return Program(
         plan,
         {site: tuple(indices) for site, indices in by_site.items()},
-        {site: parts_of(plan, at, site, model, batch) for site, at in by_site.items()},
+        parts,
+        constant_of(parts, model.dtype),
         tuple(bound(one.positions, model.tokenizer) for one in plan),
         readings(plan, by_site, model),
     )
@@ -210,6 +213,8 @@ class PlanTap(Tap):
         self._scopes: dict[Scope, Selection] = {}  # all made once per pass
         self._selected: dict[int, tuple[Place, Selection]] = {}
         self._banks: dict[tuple[int, ...], Selected] = {}
+        self._passed: list[Site] = []
+        self._vectors = self._constant()
 
     @override
     def wants(self, site: Site) -> bool:
@@ -217,6 +222,10 @@ class PlanTap(Tap):
 
     @override
     def __call__(self, site: Site, value: Tensor) -> Tensor:
+        vector = self._vectors.get(site)
+        if vector is not None:
+            self._passed.append(site)
+            return value + vector
         parts = self._parts.get(site)
         if parts is None:  # most sites, hundreds of times a pass
             return value
@@ -225,6 +234,25 @@ class PlanTap(Tap):
                 self._act(part, site, value) if isinstance(part, int) else self._add(part, value)
             )
         return value
+
+    def _constant(self) -> Mapping[Site, Tensor]:
+        """What is added at sites to every token of this pass, where that is all that is done.
+
+        Weights push everything else out of the processor's cache at each layer, so what a decode
+        step touches there counts more than what it computes.
+        """
+        banks = self._program.constant
+        if not banks:
+            return {}
+        chosen = {bank.indices: self._chosen(bank.indices) for bank in banks.values()}
+        every = all(mask is None and all(counts) for mask, counts in chosen.values())
+        if not every or any(
+            bank.n_rows not in (1, len(self._place.prompt)) for bank in banks.values()
+        ):
+            return {}
+        counts = {indices: counts for indices, (_, counts) in chosen.items()}
+        self._ledger.follow(self._passed, banks, counts)
+        return {site: bank.vectors for site, bank in banks.items()}
 
     def _act(self, index: int, site: Site, value: Tensor) -> Tensor:
         one = self._program.plan[index]

@@ -167,7 +167,7 @@ def _columns(positions: Columns, batch: Batch) -> Int[Tensor, "batch column"] | 
         return batch.last[:, None]
     if isinstance(positions, str):
         raise OptionError("positions", "'last', an index or indices", positions)
-    asked = torch.tensor(indices("positions", positions))
+    asked = torch.tensor(indices("positions", positions), device=batch.tokens.device)
     lengths = batch.lengths[:, None]
     absolute = torch.where(asked < 0, lengths + asked, asked.expand(len(lengths), -1))
     if bool(((absolute < 0) | (absolute >= lengths)).any()):

@@ -5,6 +5,7 @@ either, and a predicate. What selects nothing is an error that names the nearest
 """
 
 import fnmatch
+import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -39,12 +40,13 @@ class Site:
 
     def __new__(cls, name: str, layer: int | None = None) -> "Site":
         """The one site of this name and layer."""
+        layer = None if layer is None else operator.index(layer)
         known = _SITES.get((name, layer))
         if known is not None:
             return known
         made = object.__new__(cls)
         object.__setattr__(made, "name", name)
-        object.__setattr__(made, "layer", None if layer is None else int(layer))
+        object.__setattr__(made, "layer", layer)
         return _SITES.setdefault((name, layer), made)
 
     def __init__(self, name: str, layer: int | None = None) -> None:

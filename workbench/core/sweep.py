@@ -22,7 +22,7 @@ from workbench.core.grid import Grid, parting, spread
 from workbench.core.guards import check_need, sweep_need
 from workbench.core.interventions import Intervention
 from workbench.core.ledger import Ledger
-from workbench.core.metrics import Metric, TokenMetric, read_by
+from workbench.core.metrics import AnyMetric, TokenMetric, read_by
 from workbench.core.modes import forward_only, outside_inference
 from workbench.core.options import count, iterated
 from workbench.core.plan import Interventions, Plan, as_plan
@@ -45,7 +45,7 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how it may b
     model: Model,
     prompt: Prompt | Batch,
     cells: Grid | Iterable[Intervention | Interventions],
-    metric: Metric | TokenMetric,
+    metric: AnyMetric,
     *,
     source: Prompt | Batch | None = None,
     plan: Interventions = (),
@@ -57,6 +57,9 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how it may b
     stop: Callable[[], bool] | None = None,
 ) -> SweepResult:
     """The metric under each cell's changes, one cell at a time, batched many to a forward.
+
+    A metric is one of `wb.metrics`, or a function of your own from answer logits (row d_vocab) to a
+    number for each row.
 
     `cells` is a `Grid`, or a list whose entries are an intervention, or several that belong
     together. A grid without an operator puts in the activations that `source` has in the same

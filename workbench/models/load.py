@@ -23,7 +23,7 @@ from workbench.models.checkpoint import read_folder, release, resolve
 from workbench.models.config import Config
 from workbench.models.family import FAMILIES, Family
 from workbench.models.layers.embed import Unembedding
-from workbench.models.layers.linear import Linear, blocks_of, worthwhile
+from workbench.models.layers.linear import Linear, tiles_of, worthwhile
 from workbench.models.transformer import Stack, Transformer
 
 if TYPE_CHECKING:
@@ -45,10 +45,11 @@ def load(
     weights are shared, not copied: it must stay as it is. `dtype` and `device` default to those of
     the weights; giving either copies what must change.
 
-    With `rearrange`, float32 matrices on the CPU that are wide (feed-forwards, unembedding) are
-    copied into the order in which the processor reads them, which makes passes over few tokens up
-    to twice as fast. Those in the file are then read only by gradients and by whoever looks at
-    them, so a model takes no more memory than its file, until then; one in memory takes more.
+    With `rearrange`, float32 matrices of a file on the CPU that are wide (feed-forwards,
+    unembedding) are copied into the order in which the processor reads them, which makes passes
+    over few tokens faster. Those in the file are then read only by gradients and by whoever looks
+    at them, so a model takes no more memory than its file, until then. Weights must stay as they
+    are: a write by `.data` or numpy, which torch cannot see, would be read by gradients alone.
 
     Raises:
         UnknownNameError: If there is no such asset, folder, file or family.
@@ -71,7 +72,7 @@ def _load(
     rearrange: bool,
 ) -> Transformer:
     if not isinstance(source, str | Path):
-        return _from_memory(source, tokenizer, dtype, device, rearrange=rearrange)
+        return _from_memory(source, tokenizer, dtype, device)
     from workbench.models.tokenizer import find_tokenizer  # takes 0.1 s: only when loading
 
     folder = resolve(str(source))
@@ -174,11 +175,11 @@ def _dtype_problems(weights: Mapping[str, Tensor], *, mixed: bool) -> list[str]:
 
 
 def _rearrange(stack: Stack, weights: Mapping[str, Tensor]) -> None:
-    """Copies wide matrices into blocks, and gives back the memory of those in the file."""
+    """Copies wide matrices into tiles, and gives back the memory of those in the file."""
     release(weights)  # all of them have just been read
     for part in stack.modules():
         if isinstance(part, Linear | Unembedding) and worthwhile(part.weight):
-            part.blocks = blocks_of(part.weight)
+            part.tiles = tiles_of(part.weight)
             release(weights)
 
 
@@ -222,8 +223,6 @@ def _from_memory(
     tokenizer: object | None,
     dtype: torch.dtype | None,
     device: str | torch.device | None,
-    *,
-    rearrange: bool,
 ) -> Transformer:
     from transformers import PreTrainedModel
 
@@ -237,7 +236,7 @@ def _from_memory(
         tokenizer=None if tokenizer is None else as_vocabulary(tokenizer),
         dtype=dtype,
         device=device,
-        rearrange=rearrange,
+        rearrange=False,  # they may be written to, by who they are shared with
     )
 
 

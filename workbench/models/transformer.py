@@ -125,7 +125,7 @@ class Transformer:
         self._stack = stack.requires_grad_(requires_grad=False).eval()
         for part in stack.modules():
             if isinstance(part, Linear | Unembedding):  # a view's may be those of its model
-                part.blocks = of_its_weight(part.weight, part.blocks)
+                part.tiles = of_its_weight(part.weight, part.tiles)
         self._name, self._fingerprint, self._tokenizer = name, fingerprint, tokenizer
         self._blocks = tuple(block for block in stack.blocks if isinstance(block, AnyBlock))
 

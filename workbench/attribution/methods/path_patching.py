@@ -120,7 +120,9 @@ class PathPatching(AttributionMethod):
         )
         parted = _parted(base, donor) if model.causal and plan.replayable else 0
         values = _values(model, base, plan, held)
-        paths = _Paths(model, base, plan, held, given, values, received, where, parted)
+        paths = _Paths(
+            model, base, plan, held, given, values, received, where, parted, self.max_tokens
+        )
         swept = [
             sweep(model, base, cells, metric, plan=plan, max_tokens=self.max_tokens)
             for cells in paths.cells(sent)
@@ -164,25 +166,26 @@ class Frozen(Tap):
 
     @override
     def __call__(self, site: Site, value: Tensor) -> Tensor:
+        parts = [(i, p) for i, group in enumerate(self._groups) for p in group if p.site == site]
         if site in self._held:
             value = self._base[site].repeat(len(self._groups), *[1] * (value.ndim - 1))
-        for i, group in enumerate(self._groups):
-            for part in group:
-                if part.site == site:
-                    value = self._put(i, part, value)
+        elif parts:
+            value = value.clone()
+        for i, part in parts:
+            self._put(i, part, value)
         return value
 
     @override
     def wants(self, site: Site) -> bool:
         return site in self._held
 
-    def _put(self, i: int, part: Part, value: Tensor) -> Tensor:
-        value, own, new = value.clone(), slice(i * self._rows, (i + 1) * self._rows), self._donor
+    def _put(self, i: int, part: Part, value: Tensor) -> None:
+        """Writes into a tensor of our own."""
+        own, new = slice(i * self._rows, (i + 1) * self._rows), self._donor
         if part.head is None:
             value[own] = new[part.site]
         else:
             value[own, :, part.head] = new[part.site][:, :, part.head]
-        return value
 
 
 @final
@@ -199,13 +202,13 @@ class _Paths:
     receivers: Sequence[Group]
     places: Sequence[Place]
     parted: int
+    max_tokens: int  # of a pass, unless one sender's are more
 
     def cells(self, senders: Sequence[Group]) -> Iterator[list[list[Intervention]]]:
         """A cell per pair and place, receivers fastest, in batches that fit into memory."""
         waiting: list[list[Intervention]] = []
         numbers = 0
-        for _, some in groupby(senders, lambda group: group[0].site):
-            together = list(some)
+        for together in self._passes(senders):
             reached = self._reached(together)
             numbers += sum(value.numel() for value in reached.values())
             for i, group in enumerate(together):
@@ -215,6 +218,14 @@ class _Paths:
                 waiting, numbers = [], 0
         if waiting:
             yield waiting
+
+    def _passes(self, senders: Sequence[Group]) -> Iterator[list[Group]]:
+        """Senders that begin at one site, as many as a pass has tokens for."""
+        at_once = max(1, self.max_tokens // self.batch.tokens.numel())
+        for _, some in groupby(senders, lambda group: group[0].site):
+            together = list(some)
+            for first in range(0, len(together), at_once):
+                yield together[first : first + at_once]
 
     def _reached(self, senders: Sequence[Group]) -> dict[Site, Tensor]:
         """What stands at the receivers' sites when only the senders' change reaches them."""

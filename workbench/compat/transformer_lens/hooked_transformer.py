@@ -27,7 +27,7 @@ from workbench.compat.transformer_lens.tokens import PaddingSide
 from workbench.models.load import load
 from workbench.models.transformer import Transformer
 from workbench.models.views.folded import Folding
-from workbench.models.views.stacks import cloned, first_blocks, like
+from workbench.models.views.stacks import cloned, first_blocks, like, untiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,12 +98,13 @@ class HookedTransformer(Running, Caching, Generating, Storing, Training, Flags):
             refactor_factored_attn_matrices,
         )  # fmt: skip
         if isinstance(model_name, Transformer):
-            model = model_name
+            model = untiled(model_name)
         else:
             source = model_name if hf_model is None else hf_model
             where = device if move_to_device else None
             kind = processing.as_dtype(dtype)
-            model = load(source, tokenizer=tokenizer, dtype=kind, device=where)
+            # Its weights are to be written to, or folded; a second form of them would be stale.
+            model = load(source, tokenizer=tokenizer, dtype=kind, device=where, rearrange=False)
         model = first_blocks(model, first_n_layers, n_ctx)
         view, parity = processing.processed(model, flags)
         cfg = config_of(view)

@@ -1,13 +1,13 @@
 """What a facade does with its weights: views of them, other places, and sums of them."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from workbench.compat.transformer_lens.factored_matrix import FactoredMatrix
-from workbench.compat.transformer_lens.utils import composition_scores
 from workbench.compat.transformer_lens.weights import BlockWeights
 from workbench.core.errors import OptionError
 from workbench.models.transformer import Transformer
@@ -65,11 +65,13 @@ def composition(qk: FactoredMatrix, ov: FactoredMatrix, mode: str) -> Scores:
     rights = {"Q": qk, "K": qk.T, "V": ov}
     if mode not in rights:
         raise OptionError("mode", "'Q', 'K' or 'V'", mode)
-    shaped = composition_scores(ov, rights[mode])
-    layers = shaped.shape[0]
-    order = torch.arange(layers, device=shaped.device)
-    later = order[:, None, None, None] < order[None, None, :, None]
-    return torch.where(later, shaped, torch.zeros_like(shaped))
+    left, right = ov.collapse_l(), rights[mode].collapse_r()
+    heads = left.shape[:2]
+    products = left.new_zeros(*heads, *heads)
+    for layer, head in product(range(heads[0]), range(heads[1])):  # all at once would take 20 GB
+        after = left[layer, head] @ right[layer + 1 :]
+        products[layer, head, layer + 1 :] = after.norm(dim=(-2, -1))
+    return products / (left.norm(dim=(-2, -1))[:, :, None, None] * right.norm(dim=(-2, -1)))
 
 
 def gate_of(block: BlockWeights) -> Tensor:

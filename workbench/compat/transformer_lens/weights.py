@@ -119,10 +119,15 @@ class AttentionWeights:
 
 @final
 class FeedForwardWeights:
-    """The weights of one block's neurons."""
+    """The weights of one block's neurons; may be called on the normalised stream."""
 
     def __init__(self, mlp: FeedForward) -> None:
         self._mlp: Final = mlp
+
+    def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """What the neurons write, each position by itself."""
+        flat = x.reshape(1, -1, x.shape[-1])
+        return self._mlp.feed(flat, UNTAPPED).reshape(x.shape)
 
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:  # noqa: N802

@@ -1,11 +1,12 @@
 """What each row of a generation has said, piece by piece, and why it ended."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
 from typing_extensions import override
 
+from workbench.core.generation.settings import Settings
 from workbench.core.protocols import Vocabulary
 from workbench.core.text_stream import TextStream
 
@@ -33,10 +34,10 @@ class Rows:
     def __init__(
         self,
         vocabulary: Vocabulary | None,
-        limits: Sequence[int],
-        stops: Sequence[tuple[str, ...]],
+        settings: Settings,
     ) -> None:
-        self._limits = limits
+        limits, stops = settings.limits, settings.stops
+        self._limits, self._cut = limits, settings.cut
         self._ends = frozenset(() if vocabulary is None else vocabulary.eos_ids)
         self._streams = [
             None if vocabulary is None else TextStream(vocabulary, stop) for stop in stops
@@ -69,5 +70,5 @@ class Rows:
             end = end or stream.stopped
         self.texts[row] += text
         if end or last:
-            self.ended[row] = "stop" if end else "length"
+            self.ended[row] = "stop" if end else "context" if self._cut[row] else "length"
         return Piece(row, token, text, log_probability, done=bool(self.ended[row]))

@@ -26,11 +26,12 @@ Limit = int | Sequence[int]
 @final
 @dataclass(frozen=True)
 class Settings:
-    """The rows' samplers, most tokens and stop strings."""
+    """The rows' samplers, most tokens and stop strings; and whose most tokens the context cut."""
 
     samplers: tuple[Sampler, ...]
     limits: tuple[int, ...]
     stops: tuple[tuple[str, ...], ...]
+    cut: tuple[bool, ...]
 
 
 def settings_of(  # noqa: PLR0913 - the options of a generation
@@ -69,7 +70,8 @@ def settings_of(  # noqa: PLR0913 - the options of a generation
             f"Prompt {rooms.index(min(rooms))} fills the whole context of {model.sizes.n_ctx} "
             "tokens; nothing can be added. Shorten it."
         )
-    return Settings(samplers, tuple(map(min, limits, rooms)), stops)
+    cut = tuple(limit > room for limit, room in zip(limits, rooms, strict=True))
+    return Settings(samplers, tuple(map(min, limits, rooms)), stops, cut)
 
 
 def plan_of(plan: Interventions, plans: Iterable[Interventions] | None, rows: int) -> Plan:

@@ -11,7 +11,7 @@ from workbench.core.data import Batch
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.context import outside_blocks
-from workbench.models.layers.linear import Blocks, multiply
+from workbench.models.layers.linear import Tiles, multiply
 
 
 @final
@@ -52,7 +52,7 @@ class Unembedding(nn.Module):
     ) -> None:
         super().__init__()
         self.cap = cap
-        self.blocks: Blocks | None = None
+        self.tiles: Tiles | None = None
         self.weight = nn.Parameter(torch.empty(d_vocab, d_model))
         self.bias = nn.Parameter(torch.empty(d_vocab)) if bias else None
         self.at_logits = outside_blocks("hook_unembed")
@@ -72,4 +72,4 @@ class Unembedding(nn.Module):
         return F.linear(x, self.weight[vocabulary], bias)
 
     def _all(self, x: Resid) -> Logits:
-        return multiply(x, self.weight, self.bias, self.blocks)
+        return multiply(x, self.weight, self.bias, self.tiles)

@@ -1,9 +1,9 @@
 """A linear map which, where it is wide, may hold its matrix a second time, as the kernel reads it.
 
 torch hands a float32 product to a library that reorders the matrix on every call; for few tokens
-that takes longer than the product. oneDNN multiplies with blocks that were ordered once.
+that takes longer than the product. oneDNN multiplies with tiles that were ordered once.
 
-Notable: the blocks are 192 inputs deep, as those of the library torch calls, so that sums are made
+Notable: the tiles are 192 inputs deep, as those of the library torch calls, so that sums are made
 in the same order. Where that was measured (x86, AVX2, MKL), results are equal bit for bit from 4
 tokens on; elsewhere they are as near to the exact product.
 """
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-DEPTH = 192  # inputs per block
+DEPTH = 192  # inputs per tile
 WIDE = 2  # outputs per input: narrower matrices gain nothing
 LEAST = 2**18  # weights: below, the calls cost more than the reading
 MANY = 256  # tokens: from there on ordering costs little beside the product
@@ -47,7 +47,7 @@ KERNEL = _kernel()
 
 @final
 @dataclass(frozen=True, eq=False)
-class Blocks:
+class Tiles:
     """A matrix in the kernel's order, and which tensor it was made of."""
 
     kernel: Kernel
@@ -64,11 +64,11 @@ class Blocks:
         """The linear map of x; has no gradient."""
         first, *others = zip(x.split(DEPTH, -1), self.parts, strict=True)
         y = self.kernel.multiply(*first, bias, "none", [], "")
-        for part, block in others:
-            y = self.kernel.add(part, y, block, None, "add")
+        for part, tile in others:
+            y = self.kernel.add(part, y, tile, None, "add")
         return y
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "Blocks":
+    def __deepcopy__(self, memo: dict[int, object]) -> "Tiles":
         return self
 
 
@@ -76,34 +76,34 @@ class Blocks:
 class Linear(nn.Linear):
     """The linear map y = x Wᵀ + b."""
 
-    blocks: Blocks | None = None
+    tiles: Tiles | None = None
 
     @override
     def forward(self, input: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
-        return multiply(input, self.weight, self.bias, self.blocks)
+        return multiply(input, self.weight, self.bias, self.tiles)
 
 
-def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Blocks | None) -> Tensor:
-    """The linear map x Wᵀ + b, by blocks where that is faster and nobody asks for a gradient."""
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles | None) -> Tensor:
+    """The linear map x Wᵀ + b, by tiles where that is faster and nobody asks for a gradient."""
     many = x.numel() >= MANY * x.shape[-1]
-    if blocks is None or many or torch.is_grad_enabled() or not blocks.of(weight):
+    if tiles is None or many or torch.is_grad_enabled() or not tiles.of(weight):
         return F.linear(x, weight, bias)
-    return blocks.multiply(x, bias)
+    return tiles.multiply(x, bias)
 
 
-def of_its_weight(weight: Tensor, blocks: Blocks | None) -> Blocks | None:
-    """The blocks if they are of this weight, else None: their memory is given back."""
-    return blocks if blocks is not None and blocks.of(weight) else None
+def of_its_weight(weight: Tensor, tiles: Tiles | None) -> Tiles | None:
+    """The tiles if they are of this weight, else None: their memory is given back."""
+    return tiles if tiles is not None and tiles.of(weight) else None
 
 
 def worthwhile(weight: Tensor) -> bool:
-    """Whether blocks of this matrix are faster than it."""
+    """Whether tiles of this matrix are faster than it."""
     n_out, n_in = weight.shape
     return n_out >= WIDE * n_in and weight.numel() >= LEAST
 
 
-def blocks_of(weight: Tensor) -> Blocks | None:
-    """A matrix in blocks; None where this build of torch, device or dtype has no such kernel.
+def tiles_of(weight: Tensor) -> Tiles | None:
+    """A matrix in tiles; None where this build of torch, device or dtype has no such kernel.
 
     Takes as much memory again.
     """
@@ -113,7 +113,7 @@ def blocks_of(weight: Tensor) -> Blocks | None:
         return None
     with torch.inference_mode(mode=False), torch.no_grad():
         parts = tuple(_parts(weight.detach(), KERNEL))
-        return Blocks(KERNEL, weight.detach(), weight._version, parts)  # noqa: SLF001
+        return Tiles(KERNEL, weight.detach(), weight._version, parts)  # noqa: SLF001
 
 
 def _parts(weight: Tensor, kernel: Kernel) -> Iterator[Tensor]:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from workbench.core.errors import OptionError
+from workbench.models.layers.embed import Unembedding
+from workbench.models.layers.linear import Linear
 from workbench.models.transformer import AnyBlock, Stack, Transformer
 
 
@@ -97,6 +99,17 @@ def like(model: Transformer, stack: Stack, change: str) -> Transformer:
     """A model of that stack, named like the other; `change` sets its fingerprint apart."""
     fingerprint = f"{model.fingerprint}+{change}" if change else model.fingerprint
     return Transformer(stack, name=model.name, fingerprint=fingerprint, tokenizer=model.tokenizer)
+
+
+def untiled(model: Transformer) -> Transformer:
+    """The same model without second forms of its matrices, which would not see a write to these."""
+    stack = shared(model.stack)
+    tiled = [part for part in stack.modules() if isinstance(part, Linear | Unembedding)]
+    if not any(part.tiles for part in tiled):
+        return model
+    for part in tiled:
+        part.tiles = None
+    return like(model, stack, "")
 
 
 def converted(stack: Stack, change: Callable[[Tensor], Tensor]) -> Stack:
