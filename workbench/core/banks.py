@@ -32,11 +32,6 @@ class Bank:
     rows: Bool[Tensor, "batch 1 1"] | None  # those that have one; None: all
     squares: tuple[float, ...]  # of the change of one token, by intervention
 
-    @property
-    def n_rows(self) -> int:
-        """One, which is for all rows, or how many have a vector each."""
-        return len(self.vectors)
-
     def add(self, value: Tensor, chosen: Chosen) -> Tensor:
         """The activation with each row's vector added where it is `chosen`."""
         rows = len(value)  # fewer than planned where the others join a sweep's batch later
@@ -67,12 +62,28 @@ def parts_of(
     )
 
 
-def constant_of(parts: Mapping[Site, tuple[Part, ...]], dtype: torch.dtype) -> Mapping[Site, Bank]:
-    """The banks of sites where nothing else is done and every row has a vector."""
-    if dtype not in (torch.float32, torch.float64):
-        return {}  # there, some sites are of a wider dtype than others
-    alone = ((site, some[0]) for site, some in parts.items() if len(some) == 1)
-    return {site: one for site, one in alone if isinstance(one, Bank) and one.rows is None}
+@final
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Banks of sites where nothing else is done and every row has a vector."""
+
+    banks: Mapping[Site, Bank]
+    vectors: Mapping[Site, Tensor]
+    indices: tuple[tuple[int, ...], ...]  # those of the banks, each once
+    n_rows: frozenset[int]  # of their vectors
+
+
+def constant_of(parts: Mapping[Site, tuple[Part, ...]], dtype: torch.dtype) -> Constant:
+    """The constant additions of a plan; none in half precision, where sites differ in dtype."""
+    wide = dtype in (torch.float32, torch.float64)
+    alone = ((site, some[0]) for site, some in parts.items() if wide and len(some) == 1)
+    banks = {site: one for site, one in alone if isinstance(one, Bank) and one.rows is None}
+    return Constant(
+        banks,
+        {site: bank.vectors for site, bank in banks.items()},
+        tuple(dict.fromkeys(bank.indices for bank in banks.values())),
+        frozenset(len(bank.vectors) for bank in banks.values()),
+    )
 
 
 def _banked(one: Intervention, site: Site, model: Model) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from workbench.core.axes import GROUPED, HEAD_INPUTS, READ_NORM
-from workbench.core.banks import Bank, Part, Selected, constant_of, parts_of
+from workbench.core.banks import Bank, Constant, Part, Selected, constant_of, parts_of
 from workbench.core.data import Batch
 from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
 from workbench.core.gates import Gate
@@ -40,7 +40,7 @@ class Program:
     plan: Plan
     by_site: Mapping[Site, tuple[int, ...]]
     parts: Mapping[Site, tuple[Part, ...]]  # the same, with additions to several rows as one
-    constant: Mapping[Site, Bank]  # where nothing is done but one addition of one vector
+    constant: Constant  # where nothing is done but one addition of one vector
     scopes: tuple[Scope, ...]  # of each intervention, as this model reads them
     reads: Mapping[Site, tuple[int, ...]]  # the interventions whose gates read at a site
 
@@ -241,18 +241,15 @@ class PlanTap(Tap):
         Weights push everything else out of the processor's cache at each layer, so what a decode
         step touches there counts more than what it computes.
         """
-        banks = self._program.constant
-        if not banks:
+        constant = self._program.constant
+        if not constant.n_rows or constant.n_rows - {1, len(self._place.prompt)}:
             return {}
-        chosen = {bank.indices: self._chosen(bank.indices) for bank in banks.values()}
-        every = all(mask is None and all(counts) for mask, counts in chosen.values())
-        if not every or any(
-            bank.n_rows not in (1, len(self._place.prompt)) for bank in banks.values()
-        ):
+        chosen = {indices: self._chosen(indices) for indices in constant.indices}
+        if any(mask is not None or not all(counts) for mask, counts in chosen.values()):
             return {}
         counts = {indices: counts for indices, (_, counts) in chosen.items()}
-        self._ledger.follow(self._passed, banks, counts)
-        return {site: bank.vectors for site, bank in banks.items()}
+        self._ledger.follow(self._passed, constant.banks, counts)
+        return constant.vectors
 
     def _act(self, index: int, site: Site, value: Tensor) -> Tensor:
         one = self._program.plan[index]
