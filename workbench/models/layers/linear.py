@@ -4,8 +4,8 @@ torch hands a float32 product to a library that reorders the matrix on every cal
 that takes longer than the product. oneDNN multiplies with tiles that were ordered once.
 
 Notable: the tiles are 192 inputs deep, as those of the library torch calls, so that sums are made
-in the same order. Where that was measured (x86, AVX2, MKL), results are equal bit for bit from 4
-tokens on; elsewhere they are as near to the exact product.
+in the same order. Where that was measured (x86, AVX2, MKL), results of most passes are equal bit
+for bit; those of a few tokens, and on other machines, are as near to the exact product.
 """
 
 from collections.abc import Callable, Iterator
