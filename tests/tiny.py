@@ -110,8 +110,11 @@ def hf(kind: str, **changes: Any) -> Any:
     return hf_llama(**changes) if kind == "llama" else hf_gpt2(**changes)
 
 
-def randomised(model: Any, seed: int = 0) -> Any:
-    """The same model with all its parameters drawn anew, biases and norm weights too."""
+def randomised(model: Any, seed: int = 0, gain: float = 1.2) -> Any:
+    """The same model with all its parameters drawn anew, biases and norm weights too.
+
+    `gain` is what a matrix does to the size of what it reads.
+    """
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -122,7 +125,7 @@ def randomised(model: Any, seed: int = 0) -> Any:
                 weight.copy_(0.3 * noise)
             else:
                 narrow = min(weight.shape)
-                weight.copy_(noise * 1.2 / narrow**0.5)
+                weight.copy_(noise * gain / narrow**0.5)
     return model.eval()
 
 

@@ -1,61 +1,154 @@
-"""What every model family keeps to; one to come needs a tiny config in `tests.tiny`."""
+"""What every model family keeps to; one to come needs a tiny config in `tests/families`."""
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import workbench as wb
 from tests import tiny
+from tests.families import EXAMPLES, hf
 from workbench.core.errors import UnknownConfigKeyError
+from workbench.core.operators import Scale, Zero
+from workbench.core.sites import Site
 from workbench.models.family import FAMILIES
+from workbench.models.transformer import Transformer
 
-families = pytest.mark.parametrize("name", list(FAMILIES))
+TOLERANCE = 1e-5  # float32: the same sums in another order
 PROMPTS = ["abcdef", "ab", "hello you"]
+CASES = [(name, change) for name in EXAMPLES for change in EXAMPLES[name].variants]
+families = pytest.mark.parametrize("name", list(FAMILIES))
+variants = pytest.mark.parametrize(
+    ("name", "changes"),
+    [(name, EXAMPLES[name].variants[change]) for name, change in CASES],
+    ids=[f"{name}: {change}" for name, change in CASES],
+)
+
+
+def model_of(name: str, **changes: Any) -> Transformer:
+    """A family's tiny model, over a vocabulary of bytes."""
+    return wb.load(hf(name, **changes), tokenizer=tiny.Bytes())
 
 
 def test_every_family_has_a_tiny_model() -> None:
-    assert sorted(FAMILIES) == sorted(tiny.KINDS)
+    assert sorted(FAMILIES) == sorted(EXAMPLES)
 
 
-@families
-@pytest.mark.parametrize("tied", [False, True])
-def test_it_says_what_transformers_says(name: str, tied: bool) -> None:
-    theirs: Any = tiny.hf(name, tie_word_embeddings=tied)
-    ours = wb.load(theirs, tokenizer=tiny.Bytes())
-    for prompt in PROMPTS:
-        ids = torch.tensor([list(prompt.encode())])
+@variants
+def test_it_says_what_transformers_says(name: str, changes: Mapping[str, Any]) -> None:
+    theirs = hf(name, **changes)
+    ours, ids = wb.load(theirs), tiny.tokens(2, 11)
+    with torch.no_grad():
+        expected = theirs(ids, output_hidden_states=True, output_attentions=True)
+    trace = wb.run(ours, ids, record=ours.sites)
+    tiny.close(wb.run(ours, ids).logits, expected.logits, TOLERANCE)
+    tiny.close(trace.logits, expected.logits, TOLERANCE)
+    for layer in range(ours.sizes.n_layers):  # their last hidden state is after the final norm
+        stream = trace[f"blocks.{layer}.hook_resid_pre"]
+        tiny.close(stream, expected.hidden_states[layer], TOLERANCE)
+        pattern = trace[f"blocks.{layer}.attn.hook_pattern"]
+        tiny.close(pattern, expected.attentions[layer], TOLERANCE)
+
+
+@variants
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing(
+    name: str, changes: Mapping[str, Any], side: Any
+) -> None:
+    theirs = hf(name, **changes)
+    ours = wb.load(theirs)
+    rows = [tiny.tokens(length, seed=length).tolist() for length in (9, 4, 1)]
+    trace = wb.run(ours, rows, padding_side=side)
+    mask = trace.batch.real
+    assert mask is not None
+    with torch.no_grad():
+        expected = theirs(
+            trace.batch.tokens, attention_mask=mask.long(), position_ids=trace.batch.positions
+        ).logits
+    tiny.close(trace.logits[mask], expected[mask], TOLERANCE)
+    for row, ids in enumerate(rows):
+        tiny.close(trace.logits[row][mask[row]], wb.run(ours, [ids]).logits[0], TOLERANCE)
+
+
+@variants
+def test_it_writes_what_transformers_writes(name: str, changes: Mapping[str, Any]) -> None:
+    theirs = hf(name, **changes)
+    ours, rows = wb.load(theirs), [tiny.tokens(5).tolist(), tiny.tokens(9, seed=1).tolist()]
+    with tiny.unchecked():
+        together = wb.generate(ours, rows, max_new_tokens=6)
+        alone = [wb.generate(ours, [row], max_new_tokens=6) for row in rows]
+    for row, ids in enumerate(rows):
+        said = list(ids)
         with torch.no_grad():
-            out = theirs(ids, output_hidden_states=True, output_attentions=True)
-        trace = wb.run(ours, prompt, record=ours.sites)
-        tiny.close(trace.logits, out.logits, 1e-5)
-        for layer, (stream, pattern) in enumerate(
-            zip(out.hidden_states[:-1], out.attentions, strict=True)
-        ):
-            tiny.close(trace[f"blocks.{layer}.hook_resid_pre"], stream, 1e-5)
-            tiny.close(trace[f"blocks.{layer}.attn.hook_pattern"], pattern, 1e-5)
-
-
-@families
-def test_padding_on_either_side_changes_nothing(name: str) -> None:
-    model = tiny.model(name)
-    alone = [wb.run(model, prompt).answer_logits[0] for prompt in PROMPTS]
-    for side in ("left", "right"):
-        together = wb.run(model, PROMPTS, padding_side=side).answer_logits
-        tiny.close(together, torch.stack(alone), 1e-5)
+            for _ in range(6):  # without a cache: the longest way there is
+                logits = theirs(torch.tensor([said]), use_cache=False).logits
+                said.append(int(logits[0, -1].argmax()))
+        assert list(alone[row].tokens[0]) == list(together.tokens[row]) == said[len(ids) :]
 
 
 @families
 def test_the_sites_listed_are_those_that_fire(name: str) -> None:
-    model, spy = tiny.model(name), tiny.Spy()
+    model, spy = model_of(name), tiny.Spy()
     wb.run(model, PROMPTS, tap=spy)
     assert spy.sites == list(model.sites)
-    assert all(wb.Site.parse(str(site)) == site for site in model.sites)
+    assert all(Site.parse(str(site)) == site for site in model.sites)
+    assert all(len(shape) == len(site.axes) for site, shape in spy.fired)
+
+
+@families
+def test_what_is_looked_at_changes_nothing(name: str) -> None:
+    model = model_of(name)
+    plain = wb.run(model, PROMPTS).logits
+    for site in model.sites:  # each by itself, so that no other opens a fused kernel
+        tiny.close(wb.run(model, PROMPTS, record=str(site)).logits, plain, TOLERANCE)
+
+
+def tilted(value: Tensor) -> Tensor:
+    """Something no norm and no softmax undoes."""
+    return value * torch.linspace(0.5, 1.5, value.numel()).view_as(value)
+
+
+@families
+def test_a_change_at_each_site_changes_the_output(name: str) -> None:
+    model, ids = model_of(name), tiny.tokens(1, 6)
+    plain = wb.run(model, ids).logits
+    for site in model.sites:
+        changed = wb.run(model, ids, plan=[wb.Intervention(str(site), tilted)])
+        assert (changed.logits - plain).abs().max() > 1e-6, site
+
+
+@families
+def test_what_the_heads_write_sums_to_what_attention_writes(name: str) -> None:
+    model, ids = model_of(name), tiny.tokens(2, 7)
+    trace = wb.run(model, ids, record=model.sites)
+    plain = wb.run(model, ids, record="blocks.*.hook_attn_out")
+    for layer in range(model.sizes.n_layers):
+        site = f"blocks.{layer}.hook_attn_out"
+        tiny.close(trace[site], plain[site], TOLERANCE)  # the heads one by one, or all at once
+        zeroed = wb.Intervention(f"blocks.{layer}.attn.hook_result", Zero())
+        bias = wb.run(model, ids, plan=[zeroed], record=site)[site]
+        assert (bias - trace[site]).abs().max() > 1e-4  # and they are what it writes
+
+
+@families
+def test_threads_share_one_model(name: str) -> None:
+    model, ids = model_of(name), tiny.tokens(2, 8)
+    plans = [[wb.Intervention(f"blocks.{k % 2}.attn.hook_z", Scale(0.1 * k))][:k] for k in range(4)]
+    alone = [wb.run(model, ids, plan=plan).logits for plan in plans]
+
+    def work(k: int) -> bool:
+        return torch.equal(wb.run(model, ids, plan=plans[k % 4]).logits, alone[k % 4])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(40)))
 
 
 @families
 def test_a_config_key_it_does_not_know_is_refused(name: str) -> None:
-    theirs: Any = tiny.hf(name)
+    theirs: Any = hf(name)
     theirs.config.residual_gain = 0.5
     with pytest.raises(UnknownConfigKeyError, match=f"{name}: config key 'residual_gain' = 0.5"):
         wb.load(theirs, tokenizer=tiny.Bytes())
@@ -63,6 +156,6 @@ def test_a_config_key_it_does_not_know_is_refused(name: str) -> None:
 
 @families
 def test_loading_freezes_every_weight_and_takes_no_gradient(name: str) -> None:
-    model = wb.load(tiny.hf(name), tokenizer=tiny.Bytes())
+    model = model_of(name)
     assert all(not p.requires_grad and p.grad is None for p in model.stack.parameters())
     assert not model.stack.training

@@ -1,4 +1,4 @@
-"""Families equal transformers on tiny random configs, biases and norm weights drawn too."""
+"""Configs of families: what is read, what is refused; parity is in tests/contracts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,114 +9,12 @@ from torch import Tensor
 
 import workbench as wb
 from tests import tiny
+from tests.families.llama import LLAMA3
 from workbench.core.errors import OptionError, UnknownConfigKeyError, UnknownNameError
 from workbench.models.config import ACTIVATIONS, Config
 from workbench.models.family import FAMILIES
 from workbench.models.layers.positions import Rotary, rotary
 from workbench.models.load import empty
-
-TOLERANCE = 1e-5  # float32: the same sums in another order
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-LLAMAS: dict[str, dict[str, Any]] = {
-    "grouped": {},
-    "as many key heads as heads": {"num_key_value_heads": 4},
-    "one key head": {"num_key_value_heads": 1},
-    "odd heads": {
-        "hidden_size": 25,
-        "num_attention_heads": 5,
-        "num_key_value_heads": 5,
-        "head_dim": 4,
-    },
-    "odd groups": {
-        "hidden_size": 27,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "head_dim": 2,
-    },
-    "wide heads": {"head_dim": 14},
-    "head_dim from the width": {"head_dim": None},
-    "attention biases": {"attention_bias": True},
-    "mlp biases": {"mlp_bias": True},
-    "tied": {"tie_word_embeddings": True},
-    "rope theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
-    "rope linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5}},
-    "rope llama3": {"rope_parameters": LLAMA3},
-    "another eps": {"rms_norm_eps": 0.1},
-    "one layer": {"num_hidden_layers": 1},
-    **{f"act {name}": {"hidden_act": name} for name in ACTIVATIONS},
-}
-GPT2S: dict[str, dict[str, Any]] = {
-    "three heads": {},
-    "one head": {"n_head": 1},
-    "eight heads": {"n_head": 8},
-    "inner size 4 x width": {"n_inner": None},
-    "odd inner size": {"n_inner": 7},
-    "inverse layer scaling": {"scale_attn_by_inverse_layer_idx": True},
-    "no scaling": {"scale_attn_weights": False},
-    "upcast": {"reorder_and_upcast_attn": True},
-    "untied": {"tie_word_embeddings": False},
-    "another eps": {"layer_norm_epsilon": 0.1},
-    "one layer": {"n_layer": 1},
-    **{f"act {name}": {"activation_function": name} for name in ACTIVATIONS},
-}
-CASES = [
-    *(("llama", name, changes) for name, changes in LLAMAS.items()),
-    *(("gpt2", name, changes) for name, changes in GPT2S.items()),
-]
-variants = pytest.mark.parametrize(
-    ("kind", "changes"),
-    [(kind, changes) for kind, _, changes in CASES],
-    ids=[f"{kind}: {name}" for kind, name, _ in CASES],
-)
-
-
-@variants
-def test_it_equals_transformers(kind: str, changes: dict[str, Any]) -> None:
-    theirs = tiny.hf(kind, **changes)
-    ours, ids = wb.load(theirs), tiny.tokens(2, 11)
-    with torch.no_grad():
-        expected = theirs(ids, output_hidden_states=True, output_attentions=True)
-    record = ["blocks.*.hook_resid_pre", "blocks.*.hook_resid_post", "blocks.*.attn.hook_pattern"]
-    trace = wb.run(ours, ids, record=record)
-    tiny.close(wb.run(ours, ids).logits, expected.logits, TOLERANCE)
-    tiny.close(trace.logits, expected.logits, TOLERANCE)
-    n_layers = ours.sizes.n_layers
-    tiny.close(trace["blocks.0.hook_resid_pre"], expected.hidden_states[0], TOLERANCE)
-    for layer in range(n_layers):
-        pattern = trace[f"blocks.{layer}.attn.hook_pattern"]
-        tiny.close(pattern, expected.attentions[layer], TOLERANCE)
-        if layer < n_layers - 1:  # their last hidden state is after the final norm
-            post = trace[f"blocks.{layer}.hook_resid_post"]
-            tiny.close(post, expected.hidden_states[layer + 1], TOLERANCE)
-
-
-@variants
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_on_either_side_changes_nothing(
-    kind: str, changes: dict[str, Any], side: Any
-) -> None:
-    theirs = tiny.hf(kind, **changes)
-    ours = wb.load(theirs)
-    rows = [tiny.tokens(length, seed=length).tolist() for length in (9, 4, 1)]
-    trace = wb.run(ours, rows, padding_side=side)
-    mask = trace.batch.real
-    assert mask is not None
-    with torch.no_grad():
-        expected = theirs(
-            trace.batch.tokens,
-            attention_mask=mask.long(),
-            position_ids=trace.batch.positions,
-        ).logits
-    tiny.close(trace.logits[mask], expected[mask], TOLERANCE)
-    for row, ids in enumerate(rows):
-        tiny.close(trace.logits[row][mask[row]], wb.run(ours, [ids]).logits[0], TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -18,6 +18,7 @@ from workbench.core.protocols import Sizes, Vocabulary
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.attention import Attention
+from workbench.models.layers.block import AnyBlock
 from workbench.models.layers.context import Angles, At, Pass, visibility
 from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.inputs import Inputs
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @final
-class Block(nn.Module):
+class Block(AnyBlock):
     """A pre-norm block: attention, then (where there is one) a feed-forward, each added."""
 
     def __init__(
@@ -49,8 +50,8 @@ class Block(nn.Module):
         after = () if mlp is None else (self.at_mlp_out,)
         self.sites: Sites = (*before, *between, *after, self.at_post)
 
+    @override
     def step(self, resid: Resid, tap: Tap, now: Pass) -> Resid:
-        """The stream after this block."""
         resid = tap(self.at_pre, resid)
         written = self.attn.attend(self.inputs.read(resid, self.ln1, tap), tap, now)
         resid = resid + tap(self.at_attn_out, written)
@@ -63,7 +64,7 @@ class Block(nn.Module):
 
 
 @final
-class ParallelBlock(nn.Module):
+class ParallelBlock(AnyBlock):
     """A pre-norm block whose attention and feed-forward both read the stream before it."""
 
     def __init__(self, at: At, *, ln1: Norm, attn: Attention, ln2: Norm, mlp: FeedForward) -> None:
@@ -77,8 +78,8 @@ class ParallelBlock(nn.Module):
         neurons = (self.at_mlp_in, *ln2.sites, *mlp.sites, self.at_mlp_out)
         self.sites: Sites = (self.at_pre, *attention, *neurons, self.at_post)
 
+    @override
     def step(self, resid: Resid, tap: Tap, now: Pass) -> Resid:
-        """The stream after this block."""
         resid = tap(self.at_pre, resid)
         attended = self.attn.attend(self.inputs.read(resid, self.ln1, tap), tap, now)
         attended = tap(self.at_attn_out, attended)
@@ -87,7 +88,7 @@ class ParallelBlock(nn.Module):
         return tap(self.at_post, resid + attended + written)
 
 
-AnyBlock = Block | ParallelBlock
+PreNormBlock = Block | ParallelBlock  # whose parts the classic interface and folding know
 
 
 @final

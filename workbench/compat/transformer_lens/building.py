@@ -26,7 +26,7 @@ from workbench.models.layers.norm import (
 )
 from workbench.models.layers.positions import Rotary, rotary, rotate, rotate_neighbours
 from workbench.models.tokenizer import Tokenizer
-from workbench.models.transformer import AnyBlock, Block, ParallelBlock, Stack, Transformer
+from workbench.models.transformer import Block, ParallelBlock, PreNormBlock, Stack, Transformer
 
 
 def solu(x: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def _known_words(vocabulary: Vocabulary | None) -> int:
     return vocabulary.n_vocab
 
 
-def _block(cfg: HookedTransformerConfig, layer: int, *, turning: bool) -> AnyBlock:
+def _block(cfg: HookedTransformerConfig, layer: int, *, turning: bool) -> PreNormBlock:
     at = in_block(layer)
     scale = 1.0 / cfg.attn_scale if cfg.use_attn_scale else 1.0
     scale = scale / (layer + 1) if cfg.scale_attn_by_inverse_layer_idx else scale

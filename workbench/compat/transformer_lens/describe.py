@@ -14,7 +14,7 @@ from workbench.models.layers.norm import (
     RMSNorm,
 )
 from workbench.models.layers.positions import rotate_neighbours
-from workbench.models.transformer import AnyBlock, ParallelBlock, Transformer
+from workbench.models.transformer import ParallelBlock, PreNormBlock, Transformer
 from workbench.models.views.stacks import blocks_of
 
 # Whole key sets are named here: the sites which the classic makes only where a flag says so.
@@ -78,7 +78,7 @@ def enabled(cfg: HookedTransformerConfig, site: Site) -> bool:
     return name is None or bool(vars(cfg)[name])
 
 
-def _activation(block: AnyBlock) -> str | None:
+def _activation(block: PreNormBlock) -> str | None:
     if not isinstance(block.mlp, MLP | GatedMLP):
         return None
     return activation_name(block.mlp.act)
@@ -111,11 +111,11 @@ def _eps(norm: Norm) -> float:
             return 1e-5
 
 
-def _scale(block: AnyBlock) -> float:
+def _scale(block: PreNormBlock) -> float:
     return block.attn.scale
 
 
-def _falls(blocks: tuple[AnyBlock, ...]) -> bool:
+def _falls(blocks: tuple[PreNormBlock, ...]) -> bool:
     """Whether scores are divided by 1, 2, 3 … from block to block."""
     first = blocks[0].attn.scale
     falls = all(

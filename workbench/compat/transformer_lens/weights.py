@@ -19,7 +19,7 @@ from workbench.core.tap import UNTAPPED
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.mlp import MLP, FeedForward, GatedMLP
 from workbench.models.layers.norm import LayerNorm, Norm, RMSNorm
-from workbench.models.transformer import AnyBlock, Stack
+from workbench.models.transformer import PreNormBlock, Stack
 from workbench.models.views.stacks import bias_of, blocks_of
 
 Matrices = Float[Tensor, "head d_model d_head"]
@@ -239,7 +239,7 @@ class UnembedWeights:
 class BlockWeights:
     """One block's parts: `attn`, `ln1`, and where it has neurons `mlp` and `ln2`."""
 
-    def __init__(self, block: AnyBlock) -> None:
+    def __init__(self, block: PreNormBlock) -> None:
         self.attn: Final = AttentionWeights(block.attn)
         self.ln1, self.ln2 = NormWeights(block.ln1), NormWeights(block.ln2)
         self._mlp = block.mlp

@@ -28,7 +28,7 @@ from workbench.models.layers.norm import (
     PlainRMSNorm,
     RMSNorm,
 )
-from workbench.models.transformer import AnyBlock, Stack, Transformer
+from workbench.models.transformer import PreNormBlock, Stack, Transformer
 from workbench.models.views.factored import refactor
 from workbench.models.views.stacks import bias_of, blocks_of, frozen, put, shared
 
@@ -166,12 +166,12 @@ def _fold_norms(stack: Stack) -> str | None:
     return None
 
 
-def _fold_mlp(block: AnyBlock) -> None:
+def _fold_mlp(block: PreNormBlock) -> None:
     for linear in _inputs(block):
         put(linear, *_read(linear.weight, bias_of(linear), block.ln2))
 
 
-def _inputs(block: AnyBlock) -> tuple[nn.Linear, ...]:
+def _inputs(block: PreNormBlock) -> tuple[nn.Linear, ...]:
     match block.mlp:
         case GatedMLP() as mlp:
             return (mlp.gate, mlp.up)
@@ -224,7 +224,7 @@ def _center_writers(stack: Stack) -> str | None:
     return None
 
 
-def _writers(block: AnyBlock) -> tuple[nn.Linear, ...]:
+def _writers(block: PreNormBlock) -> tuple[nn.Linear, ...]:
     match block.mlp:
         case MLP() | GatedMLP() as mlp:
             return (block.attn.o, mlp.down)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from workbench.core.errors import OptionError
 from workbench.models.layers.embed import Unembedding
 from workbench.models.layers.linear import Linear
-from workbench.models.transformer import AnyBlock, Stack, Transformer
+from workbench.models.transformer import PreNormBlock, Stack, Transformer
 
 
 def shared(stack: Stack) -> Stack:
@@ -35,9 +35,18 @@ def put(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
         linear.bias = frozen(bias)
 
 
-def blocks_of(stack: Stack) -> tuple[AnyBlock, ...]:
-    """Its blocks, typed."""
-    return tuple(block for block in stack.blocks if isinstance(block, AnyBlock))
+def blocks_of(stack: Stack) -> tuple[PreNormBlock, ...]:
+    """Its blocks, typed, of a stack whose norms all come before what reads them.
+
+    Raises:
+        OptionError: If there are other blocks: of these, nothing here knows the parts.
+    """
+    blocks = tuple(block for block in stack.blocks if isinstance(block, PreNormBlock))
+    if len(blocks) != len(stack.blocks):
+        other = next(type(b).__name__ for b in stack.blocks if not isinstance(b, PreNormBlock))
+        allowed = "a model of pre-norm blocks, as weight views and the classic interface need it"
+        raise OptionError("model", allowed, f"one of {other}")
+    return blocks
 
 
 def bias_of(linear: nn.Linear) -> Tensor | None:
