@@ -118,9 +118,9 @@ class Attention(nn.Module):
     def _sunk(self, q: HeadsFirst, k: Tensor, view: View) -> Float[Tensor, "mask head query key"]:
         """What is added to the scores, with the sinks as a column behind those of the keys."""
         shape = (1, self.n_heads, q.shape[2], k.shape[2])
-        hidden, bias = _hidden(view, shape[2:], q.device), torch.zeros(shape, device=q.device)
+        hidden, bias = _hidden(view, shape[2:], q.device), q.new_zeros(shape)
         bias = bias if hidden is None else bias.masked_fill(hidden, float("-inf"))
-        return torch.cat([bias.to(q), self._sinks(bias).to(q)], -1)
+        return torch.cat([bias, self._sinks(bias)], -1)
 
     def _sinks(self, like: Tensor) -> Float[Tensor, "batch head query 1"]:
         assert self.sinks is not None  # both callers have asked
