@@ -117,11 +117,11 @@ def heads(layer: int, sizes: Sizes, *, scale: float | None = None) -> partial[At
 
 
 def gated(
-    layer: int, sizes: Sizes, config: Config, *, bias: bool = False, key: str = "hidden_act"
+    layer: int, sizes: Sizes, config: Config, *, bias: bool = False, d_mlp: int | None = None
 ) -> GatedMLP:
     """A gated feed-forward with the activation that the config names."""
-    act = config.activation(key, "silu")
-    return GatedMLP(sizes.d_model, sizes.d_mlp, act, in_block(layer), bias=bias)
+    act = config.activation("hidden_act", "silu")
+    return GatedMLP(sizes.d_model, d_mlp or sizes.d_mlp, act, in_block(layer), bias=bias)
 
 
 def norm(
@@ -205,6 +205,11 @@ def stack(
         rotary=turning(config, sizes, rope),
         tied=config.flag("tie_word_embeddings", default=tied),
     )
+
+
+def flags(config: Config, *names: str) -> tuple[bool, ...]:
+    """Choices that are false unless the config makes them."""
+    return tuple(config.flag(name, default=False) for name in names)
 
 
 def converted(
