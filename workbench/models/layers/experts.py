@@ -25,13 +25,13 @@ Chosen = Float[Tensor, "token d_model"]
 
 def of_all(scores: Scores, k: int) -> tuple[Weights, Indices]:
     """The k largest of all experts' probabilities."""
-    weights, indices = scores.float().softmax(-1).topk(k, -1)
+    weights, indices = _probabilities(scores).topk(k, -1)
     return weights.to(scores.dtype), indices
 
 
 def of_all_normalised(scores: Scores, k: int) -> tuple[Weights, Indices]:
     """The same, divided by their sum."""
-    weights, indices = scores.float().softmax(-1).topk(k, -1)
+    weights, indices = _probabilities(scores).topk(k, -1)
     return (weights / weights.sum(-1, keepdim=True)).to(scores.dtype), indices
 
 
@@ -39,6 +39,11 @@ def of_chosen(scores: Scores, k: int) -> tuple[Weights, Indices]:
     """The probabilities of the k best experts among themselves."""
     best, indices = scores.topk(k, -1)
     return best.softmax(-1), indices
+
+
+def _probabilities(scores: Scores) -> Scores:
+    wide = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    return wide.softmax(-1)
 
 
 class Expert(nn.Module, ABC):
