@@ -17,10 +17,18 @@ from workbench.models.layers.linear import Tiled
 
 @final
 class Embedding(nn.Module):
-    """Token embedding, with learned positions where `n_positions` is given."""
+    """Token embedding, times `scale`, with learned positions where `n_positions` is given."""
 
-    def __init__(self, d_vocab: int, d_model: int, n_positions: int | None = None) -> None:
+    def __init__(
+        self,
+        d_vocab: int,
+        d_model: int,
+        n_positions: int | None = None,
+        *,
+        scale: float | None = None,
+    ) -> None:
         super().__init__()
+        self.scale = scale
         self.tokens = nn.Parameter(torch.empty(d_vocab, d_model))
         learned = None if n_positions is None else nn.Parameter(torch.empty(n_positions, d_model))
         self.positions = learned
@@ -32,7 +40,10 @@ class Embedding(nn.Module):
 
     def embed(self, batch: Batch, tap: Tap) -> Resid:
         """The residual stream before block 0."""
-        resid = tap(self.at_embed, F.embedding(batch.tokens, self.tokens))
+        found = F.embedding(batch.tokens, self.tokens)
+        if self.scale is not None:  # rounded to the weights' dtype first, as models are trained
+            found = found * torch.tensor(self.scale, dtype=found.dtype, device=found.device)
+        resid = tap(self.at_embed, found)
         if self.positions is None:
             return resid
         learned = F.embedding(batch.positions, self.positions)
@@ -45,14 +56,20 @@ class Embedding(nn.Module):
 class Unembedding(Tiled):
     """Logits of a normalised stream; of some vocabulary columns only, if asked.
 
-    With `cap`, logits x are cap tanh(x / cap), after the site.
+    `scale` multiplies them before the site. With `cap`, logits x are cap tanh(x / cap), after it.
     """
 
     def __init__(
-        self, d_model: int, d_vocab: int, *, bias: bool = False, cap: float | None = None
+        self,
+        d_model: int,
+        d_vocab: int,
+        *,
+        bias: bool = False,
+        cap: float | None = None,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.cap = cap
+        self.cap, self.scale = cap, scale
         self.weight = nn.Parameter(torch.empty(d_vocab, d_model))
         self.bias = nn.Parameter(torch.empty(d_vocab)) if bias else None
         self.at_logits = outside_blocks("hook_unembed")
@@ -73,10 +90,13 @@ class Unembedding(Tiled):
         if tap.wants(self.at_logits):  # an intervention there counts columns of the vocabulary
             return tap(self.at_logits, self._all(x))[..., vocabulary]
         bias = None if self.bias is None else self.bias[vocabulary]
-        return F.linear(x, self.weight[vocabulary], bias)
+        return self._scaled(F.linear(x, self.weight[vocabulary], bias))
 
     def _all(self, x: Resid) -> Logits:
         tiles = self.ready(x)
         if tiles is None:
-            return F.linear(x, self.weight, self.bias)
-        return tiles.multiply(x, self.bias)
+            return self._scaled(F.linear(x, self.weight, self.bias))
+        return self._scaled(tiles.multiply(x, self.bias))
+
+    def _scaled(self, logits: Logits) -> Logits:
+        return logits if self.scale is None else logits * self.scale

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from workbench.core.errors import OptionError
 from workbench.models.layers.linear import Tiled
+from workbench.models.layers.mlp import MLP, GatedMLP
 from workbench.models.transformer import PreNormBlock, Stack, Transformer
 
 
@@ -41,10 +42,11 @@ def blocks_of(stack: Stack) -> tuple[PreNormBlock, ...]:
         OptionError: If there are other blocks: of these, nothing here knows the parts.
     """
     blocks = tuple(block for block in stack.blocks if isinstance(block, PreNormBlock))
-    if len(blocks) != len(stack.blocks):
-        other = next(type(b).__name__ for b in stack.blocks if not isinstance(b, PreNormBlock))
+    others = [type(b).__name__ for b in stack.blocks if not isinstance(b, PreNormBlock)]
+    others += [type(b.mlp).__name__ for b in blocks if not isinstance(b.mlp, MLP | GatedMLP | None)]
+    if others:
         allowed = "a model of pre-norm blocks, as weight views and the classic interface need it"
-        raise OptionError("model", allowed, f"one of {other}")
+        raise OptionError("model", allowed, f"one of {others[0]}")
     return blocks
 
 
@@ -97,6 +99,7 @@ def first_blocks(model: Transformer, n_layers: int | None, n_ctx: int | None) ->
         ln_final=whole.ln_final,
         unembed=whole.unembed,
         rotary=whole.rotary,
+        local_rotary=whole.local_rotary,
         causal=whole.causal,
         tied=whole.tied,
     )
