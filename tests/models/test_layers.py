@@ -14,7 +14,7 @@ from workbench.core.cache import KeyValueCache
 from workbench.core.data import Batch
 from workbench.core.tap import UNTAPPED
 from workbench.models.layers.attention import Attention
-from workbench.models.layers.context import Pass, in_block, outside_blocks, visibility
+from workbench.models.layers.context import Pass, in_block, opened, outside_blocks, visibility
 from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.mlp import MLP, GatedMLP
 from workbench.models.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm
@@ -121,7 +121,7 @@ def whole(x: Tensor, real: Tensor | None = None, *, causal: bool = True) -> Pass
     rows, length = x.shape[:2]
     zeros = torch.zeros(rows, dtype=torch.long)
     batch = Batch(torch.zeros(rows, length, dtype=torch.long), real, zeros, zeros + length)
-    return Pass(None, *visibility(batch, None, causal=causal), None)
+    return Pass(None, *visibility(opened(batch, None), causal=causal), None)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -164,7 +164,7 @@ def test_chunks_with_a_cache_equal_one_pass(sizes: list[int], open_: bool) -> No
         x = X[:, start : start + size]
         at = torch.full((2,), start)
         batch = Batch(torch.zeros(2, size, dtype=torch.long), None, at, at + 5)
-        now = Pass(None, *visibility(batch, cache, causal=True), cache)
+        now = Pass(None, *visibility(opened(batch, cache), causal=True), cache)
         parts.append(attn.attend(x, tap, now))
         start += size
     tiny.close(torch.cat(parts, 1), attn.attend(X, tap, whole(X)), 1e-12)
@@ -238,13 +238,13 @@ def test_visibility_is_the_rule(lengths: list[int], steps: int, left: bool, caus
     """Brute force: a query sees real keys up to itself, or all of them; a pad sees itself too."""
     batch = tiny.batch([[1] * n for n in lengths], lengths, "left" if left else "right")
     cache = cache_of(len(lengths), batch.tokens.shape[1] + steps, 1, 2)
-    check(*visibility(batch, cache, causal=causal), batch, [batch], causal=causal)
+    check(*visibility(opened(batch, cache), causal=causal), batch, [batch], causal=causal)
     passes = [batch]
     for step in range(steps if left else 0):
         start = batch.lengths + step
         more = Batch(torch.ones(len(lengths), 1, dtype=torch.long), None, start, batch.prompt)
         passes.append(more)
-        check(*visibility(more, cache, causal=causal), more, passes, causal=causal)
+        check(*visibility(opened(more, cache), causal=causal), more, passes, causal=causal)
 
 
 def check(

@@ -19,13 +19,14 @@ from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.block import AnyBlock
-from workbench.models.layers.context import Angles, At, Pass, visibility
+from workbench.models.layers.context import Angles, At, Bias, Columns, Pass, opened, visibility
 from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.inputs import Inputs
 from workbench.models.layers.linear import Linear, of_its_weight
 from workbench.models.layers.mlp import FeedForward
 from workbench.models.layers.norm import Norm
 from workbench.models.layers.positions import Rotary
+from workbench.models.layers.score_bias import ScoreBias
 
 if TYPE_CHECKING:
     from workbench.models.views.folded import Folded
@@ -106,11 +107,13 @@ class Stack(nn.Module):
         rotary: Rotary | None,
         causal: bool = True,
         tied: bool = False,
+        score_bias: ScoreBias | None = None,
     ) -> None:
         super().__init__()
         self.sizes, self.rotary, self.causal = sizes, rotary, causal
         self.tied = tied  # whether the unembedding is the embedding's own matrix
         self.embed, self.ln_final, self.unembed = embed, ln_final, unembed
+        self.score_bias = score_bias  # the same in every layer
         self.blocks = nn.ModuleList(blocks)
         inner = (site for block in blocks for site in block.sites)
         self.sites: Sites = (*embed.sites, *inner, *ln_final.sites, *unembed.sites)
@@ -190,9 +193,11 @@ class Transformer:
         cache: Cache | None = None,
     ) -> Resid:
         """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them)."""
-        visible, causal = visibility(batch, cache, causal=self._stack.causal)
+        columns = opened(batch, cache)
+        visible, causal = visibility(columns, causal=self._stack.causal)
         blind = batch.seen is not None and visible is not None and not bool(visible.any(-1).all())
-        now = Pass(self._angles(batch), visible, causal, cache, blind)
+        bias = self._bias(columns)
+        now = Pass(self._angles(batch), visible, causal, cache, blind, bias)
         for block in self._blocks[first:last]:
             resid = block.step(resid, tap, now)
         return resid
@@ -246,3 +251,9 @@ class Transformer:
             return None
         positions = batch.positions[:1] if batch.uniform else batch.positions
         return rotary.angles(positions, self.dtype)
+
+    def _bias(self, columns: Columns) -> Bias | None:
+        of_scores = self._stack.score_bias
+        if of_scores is None:
+            return None
+        return of_scores.of(columns.queries, columns.keys, self.dtype)

@@ -90,8 +90,8 @@ class Attention(nn.Module):
             q,
             k,
             v,
-            attn_mask=now.visible,
-            is_causal=now.causal,
+            attn_mask=now.mask,
+            is_causal=now.causal and now.bias is None,
             scale=self.scale,
             enable_gqa=self.n_heads != self.n_groups,
         )
@@ -104,8 +104,9 @@ class Attention(nn.Module):
             wide, k.to(wide), "batch head query d, batch head key d -> batch head query key"
         )
         scores = scores * self.scale
+        scores = scores if now.bias is None else scores + now.bias
         scores = scores if self.cap is None else self.cap * (scores / self.cap).tanh()
-        hidden = _hidden(now, scores)
+        hidden = now.hidden(scores)
         if hidden is not None:
             scores = scores.masked_fill(hidden, float("-inf"))
         scores = tap(self.at_scores, scores)
@@ -130,11 +131,3 @@ class Attention(nn.Module):
         result = einsum(z, by_head, "batch pos head d, head d d_model -> batch pos head d_model")
         total = tap(self.at_result, result).sum(2)
         return total + self.o.bias if self.out_bias else total
-
-
-def _hidden(now: Pass, scores: Tensor) -> Tensor | None:
-    if now.visible is not None:
-        return ~now.visible
-    if now.causal:
-        return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return None

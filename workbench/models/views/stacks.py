@@ -100,6 +100,7 @@ def first_blocks(model: Transformer, n_layers: int | None, n_ctx: int | None) ->
         rotary=whole.rotary,
         causal=whole.causal,
         tied=whole.tied,
+        score_bias=whole.score_bias,
     )
     return like(model, stack, f"first {count} blocks, {length} positions")
 
