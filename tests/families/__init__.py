@@ -45,6 +45,17 @@ def side_by_side(trace: Any, layer: int) -> None:
     tiny.close(trace[f"{at}resid_pre"] + written, trace[f"{at}resid_post"], IDENTITY)
 
 
+def normed_after(trace: Any, layer: int) -> None:
+    """Where norms come after: the second sum is of the normalised first, and is normalised too."""
+    at = f"blocks.{layer}."
+    mid = trace[f"{at}hook_resid_pre"] + trace[f"{at}hook_attn_out"]
+    tiny.close(mid, trace[f"{at}hook_resid_mid"], IDENTITY)
+    written = trace[f"{at}ln1.hook_normalized"] + trace[f"{at}hook_mlp_out"]
+    tiny.close(written, trace[f"{at}hook_resid_post"], IDENTITY)
+    after = trace[f"{at}hook_normalized_resid_post"]
+    tiny.close(after, trace[f"{at}ln2.hook_normalized"], IDENTITY)
+
+
 IDENTITY = 1e-5  # float32: sums of three, of size 10 at most
 Identity = Callable[[Any, int], None]
 
@@ -74,9 +85,9 @@ def hf(family: str, **changes: Any) -> Any:
     return EXAMPLES[family].build(**changes)
 
 
-def made(config: Any, kind: Callable[[Any], Any]) -> Any:
+def made(config: Any, kind: Callable[[Any], Any], *, attention: str = "eager") -> Any:
     """A Hugging Face model whose every parameter is drawn; eager, which alone returns patterns."""
-    config._attn_implementation = "eager"
+    config._attn_implementation = attention
     return tiny.randomised(kind(config), gain=0.8)  # logits near 1: 1e-5 is their rounding
 
 

@@ -7,6 +7,7 @@ of the file is given back after each, so that loading takes no more memory for i
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from workbench.core.errors import OptionError
@@ -15,8 +16,9 @@ from workbench.models.checkpoint import release
 from workbench.models.config import Config
 from workbench.models.layers.attention import Attention, Heads
 from workbench.models.layers.context import Angles, in_block, outside_blocks
-from workbench.models.layers.norm import LayerNorm
+from workbench.models.layers.norm import LayerNorm, Norm
 from workbench.models.layers.positions import Rotary, rotary, rotate
+from workbench.models.transformer import ParallelBlock, Stack
 
 Parts = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
 KINDS = ("weight", "bias")
@@ -144,3 +146,49 @@ def in_blocks_of_rows(sizes: Sizes) -> Callable[[Tensor], Parts]:
         return one, two, three
 
     return cut
+
+
+def one_norm(sizes: Sizes, eps: float, layer: int) -> tuple[LayerNorm, LayerNorm]:
+    """One norm in two places: each has sites of its own, and both have the same weights."""
+    ln1, ln2 = layer_norm(sizes, eps, "ln1", layer), layer_norm(sizes, eps, "ln2", layer)
+    ln2.weight, ln2.bias = ln1.weight, ln1.bias
+    return ln1, ln2
+
+
+def in_both_places(found: Mapping[str, Tensor], stack: Stack) -> dict[str, Tensor]:
+    """The weights of each `ln1` as those of `ln2` too, in the blocks in which these are one."""
+    made = dict(found)
+    for layer, block in enumerate(stack.blocks):
+        if isinstance(block, ParallelBlock) and _are_one(block.ln1, block.ln2):
+            names = {f"blocks.{layer}.ln1.{k}": f"blocks.{layer}.ln2.{k}" for k in KINDS}
+            made |= {new: found[old] for old, new in names.items() if old in found}
+    return made
+
+
+def _are_one(norm: Norm, other: Norm) -> bool:
+    both_normal = isinstance(norm, LayerNorm) and isinstance(other, LayerNorm)
+    return both_normal and norm.weight is other.weight
+
+
+def neighbours(config: Config, d_head: int) -> Rotary:
+    """GPT-J's rotation: of neighbours among the first `rotary_dim` coordinates of each head.
+
+    Raises:
+        OptionError: If these are odd, or more than a head has.
+    """
+    width = config.count("rotary_dim")
+    if width % 2 or width > d_head:
+        raise OptionError(f"{config.family}: rotary_dim", f"even and at most {d_head}", width)
+    steps = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+    return Rotary(1.0 / 10000.0**steps, neighbours=True)
+
+
+def by_columns(tensor: Tensor) -> Parts:
+    """Cuts thirds of a transposed matrix (d_model, 3 d_model), or of its bias, as views."""
+    q, k, v = (part.t() if part.ndim > 1 else part for part in tensor.chunk(3, dim=-1))
+    return q, k, v
+
+
+def turned(found: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The weights with the matrices of these names transposed, as views."""
+    return {name: w.t() if name.endswith(names) else w for name, w in found.items()}
