@@ -102,6 +102,7 @@ def first_blocks(model: Transformer, n_layers: int | None, n_ctx: int | None) ->
         ln_final=whole.ln_final,
         unembed=whole.unembed,
         rotary=whole.rotary,
+        local_rotary=whole.local_rotary,
         causal=whole.causal,
         tied=whole.tied,
         score_bias=whole.score_bias,
