@@ -19,6 +19,13 @@ Changes = Mapping[str, Any]
 # Scalings of the rotation that every family with rotary positions is tried with.
 SCALED: Mapping[str, Changes] = {
     "linear": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0},
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 500.0,
+        "factor": 2.0,
+        "original_max_position_embeddings": 16,
+    },
     "llama3": {
         "rope_type": "llama3",
         "rope_theta": 500.0,

@@ -7,7 +7,6 @@ of the file is given back after each, so that loading takes no more memory for i
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from workbench.core.errors import OptionError
@@ -16,12 +15,14 @@ from workbench.models.checkpoint import release
 from workbench.models.config import Config
 from workbench.models.layers.attention import Attention, Heads
 from workbench.models.layers.context import Angles, in_block, outside_blocks
+from workbench.models.layers.mlp import MLP
 from workbench.models.layers.norm import LayerNorm, Norm
-from workbench.models.layers.positions import Rotary, rotary, rotate
+from workbench.models.layers.positions import Rotary, rotary, rotate, rotate_neighbours
 from workbench.models.transformer import ParallelBlock, Stack
 
 Parts = tuple[Tensor, Tensor, Tensor]  # of queries, keys and values
 KINDS = ("weight", "bias")
+SHARE = "partial_rotary_factor"
 
 
 def both(names: Mapping[str, str]) -> dict[str, str]:
@@ -61,6 +62,9 @@ def attention(  # noqa: PLR0913 - the choices of families
     rotary: bool = False,
     scale: float | None = None,
     turn: Callable[[Heads, Angles], Heads] = rotate,
+    window: int | None = None,
+    q_norm: Norm | None = None,
+    k_norm: Norm | None = None,
 ) -> Attention:
     """Attention of the model's sizes; scores are divided by the root of a head's width."""
     return Attention(
@@ -75,31 +79,45 @@ def attention(  # noqa: PLR0913 - the choices of families
         bias=bias,
         out_bias=out_bias,
         turn=turn,
+        window=window,
+        q_norm=q_norm,
+        k_norm=k_norm,
     )
 
 
-def partly_rotary(config: Config, d_head: int, *, base: str, share: str, usual: float) -> Rotary:
-    """A rotation of the first coordinates of each head, under old and new names of its options.
+def rope_options(config: Config, *, base: str, share: str, usual: float) -> dict[str, Any]:
+    """The options of a rotation, under old and new names.
 
     `base` and `share` name the older keys; `usual` is the share where the config names none.
 
     Raises:
-        OptionError: If the options are no table, or turn no coordinates at all.
+        OptionError: If the options are no table.
     """
     options: dict[str, Any] = {
         "rope_theta": config.number(base, 10000.0),
-        "partial_rotary_factor": config.number(share, usual),
+        SHARE: config.number(share, usual),
     }
     for name in ("rope_scaling", "rope_parameters"):
         found = config.values.get(name) or {}
         if not isinstance(found, Mapping):
             raise OptionError(f"{config.family}: config key {name!r}", "a table", found)
         options.update(cast("Mapping[str, Any]", found))
-    part = options.pop("partial_rotary_factor")
-    width = int(d_head * part) if isinstance(part, int | float) else 0
-    if not 0 < width <= d_head:
-        raise OptionError(f"{config.family}: {share}", f"a share of {d_head} coordinates", part)
-    return rotary(width, options)
+    return options
+
+
+def partly_rotary(config: Config, sizes: Sizes, options: Mapping[str, Any]) -> Rotary:
+    """A rotation of the first coordinates of each head.
+
+    Raises:
+        OptionError: If it turns no coordinates at all, or is not to be understood.
+    """
+    part: object = options[SHARE]
+    width = int(sizes.d_head * part) if isinstance(part, int | float) else 0
+    if not 0 < width <= sizes.d_head:
+        allowed = f"a share of {sizes.d_head} coordinates"
+        raise OptionError(f"{config.family}: {SHARE}", allowed, part)
+    others = {name: value for name, value in options.items() if name != SHARE}
+    return rotary(width, others, sizes.n_ctx)
 
 
 def apart(
@@ -179,8 +197,16 @@ def neighbours(config: Config, d_head: int) -> Rotary:
     width = config.count("rotary_dim")
     if width % 2 or width > d_head:
         raise OptionError(f"{config.family}: rotary_dim", f"even and at most {d_head}", width)
-    steps = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
-    return Rotary(1.0 / 10000.0**steps, neighbours=True)
+    return rotary(width, {}, neighbours=True)
+
+
+def beside_neighbours(layer: int, sizes: Sizes, config: Config, eps: float) -> ParallelBlock:
+    """GPT-J's block: one norm, no biases in attention, neighbours rotated."""
+    at, act = in_block(layer), config.activation("activation_function", "gelu_new")
+    attn = attention(layer, sizes, rotary=True, bias=False, out_bias=False, turn=rotate_neighbours)
+    mlp = MLP(sizes.d_model, sizes.d_mlp, act, at, bias=True)
+    ln1, ln2 = one_norm(sizes, eps, layer)
+    return ParallelBlock(at, ln1=ln1, attn=attn, ln2=ln2, mlp=mlp)
 
 
 def by_columns(tensor: Tensor) -> Parts:

@@ -12,6 +12,7 @@ from workbench.core.errors import OptionError
 from workbench.core.protocols import Sizes
 from workbench.models.config import Config
 from workbench.models.families._decoder import (
+    SHARE,
     apart,
     attention,
     both,
@@ -22,6 +23,7 @@ from workbench.models.families._decoder import (
     layer_norm,
     one_norm,
     partly_rotary,
+    rope_options,
 )
 from workbench.models.family import Family, renamed, tie
 from workbench.models.layers.block import AnyBlock
@@ -73,14 +75,14 @@ class Falcon(Family):
         sizes, alibi = _sizes(config), config.flag("alibi", default=False)
         eps = config.number("layer_norm_epsilon", 1e-5)
         bias = CoarseAlibi(halving_slopes(sizes.n_heads), sizes.d_head**-0.5)
-        turning = partly_rotary(config, sizes.d_head, base="rope_theta", share="rotary", usual=1.0)
+        options = rope_options(config, base="rope_theta", share=SHARE, usual=1.0)
         return Stack(
             sizes=sizes,
             embed=Embedding(sizes.d_vocab, sizes.d_model),
             blocks=[_block(layer, sizes, config, eps) for layer in range(sizes.n_layers)],
             ln_final=layer_norm(sizes, eps, "ln_final"),
             unembed=Unembedding(sizes.d_model, sizes.d_vocab),
-            rotary=None if alibi else turning,
+            rotary=None if alibi else partly_rotary(config, sizes, options),
             tied=config.flag("tie_word_embeddings", default=True),
             score_bias=bias if alibi else None,
         )

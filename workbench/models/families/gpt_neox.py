@@ -19,6 +19,7 @@ from workbench.models.families._decoder import (
     in_layers,
     layer_norm,
     partly_rotary,
+    rope_options,
 )
 from workbench.models.family import Family, renamed, tie
 from workbench.models.layers.block import AnyBlock
@@ -66,16 +67,14 @@ class GPTNeoX(Family):
         config.finish(READ)
         sizes = _sizes(config)
         eps = config.number("layer_norm_eps", 1e-5)
-        rotary = partly_rotary(
-            config, sizes.d_head, base="rotary_emb_base", share="rotary_pct", usual=0.25
-        )
+        options = rope_options(config, base="rotary_emb_base", share="rotary_pct", usual=0.25)
         return Stack(
             sizes=sizes,
             embed=Embedding(sizes.d_vocab, sizes.d_model),
             blocks=[_block(layer, sizes, config, eps) for layer in range(sizes.n_layers)],
             ln_final=layer_norm(sizes, eps, "ln_final"),
             unembed=Unembedding(sizes.d_model, sizes.d_vocab),
-            rotary=rotary,
+            rotary=partly_rotary(config, sizes, options),
             tied=config.flag("tie_word_embeddings", default=False),
         )
 

@@ -15,21 +15,17 @@ from typing_extensions import override
 from workbench.core.protocols import Sizes
 from workbench.models.config import Config
 from workbench.models.families._decoder import (
-    attention,
+    beside_neighbours,
     both,
     head_width,
     in_both_places,
     in_layers,
     layer_norm,
     neighbours,
-    one_norm,
 )
 from workbench.models.family import Family, renamed, tie
-from workbench.models.layers.context import in_block
 from workbench.models.layers.embed import Embedding, Unembedding
-from workbench.models.layers.mlp import MLP
-from workbench.models.layers.positions import rotate_neighbours
-from workbench.models.transformer import ParallelBlock, Stack
+from workbench.models.transformer import Stack
 
 READ = frozenset(
     "vocab_size n_embd n_inner n_layer n_head n_positions rotary_dim activation_function "
@@ -72,7 +68,9 @@ class GPTJ(Family):
         return Stack(
             sizes=sizes,
             embed=Embedding(sizes.d_vocab, sizes.d_model),
-            blocks=[_block(layer, sizes, config, eps) for layer in range(sizes.n_layers)],
+            blocks=[
+                beside_neighbours(layer, sizes, config, eps) for layer in range(sizes.n_layers)
+            ],
             ln_final=layer_norm(sizes, eps, "ln_final"),
             unembed=Unembedding(sizes.d_model, sizes.d_vocab, bias=True),
             rotary=neighbours(config, sizes.d_head),
@@ -97,14 +95,6 @@ def _sizes(config: Config) -> Sizes:
         d_vocab=config.count("vocab_size"),
         n_ctx=config.count("n_positions", default=2048),
     )
-
-
-def _block(layer: int, sizes: Sizes, config: Config, eps: float) -> ParallelBlock:
-    at, act = in_block(layer), config.activation("activation_function", "gelu_new")
-    attn = attention(layer, sizes, rotary=True, bias=False, out_bias=False, turn=rotate_neighbours)
-    mlp = MLP(sizes.d_model, sizes.d_mlp, act, at, bias=True)
-    ln1, ln2 = one_norm(sizes, eps, layer)
-    return ParallelBlock(at, ln1=ln1, attn=attn, ln2=ln2, mlp=mlp)
 
 
 FAMILY = GPTJ()
