@@ -51,22 +51,25 @@ CASES: Mapping[Group, table.Cases] = {
 
 
 @cache
-def peers() -> Peers:
+def peers(*, whole: bool) -> Peers:
     """Loaded once, if any group needs them."""
-    return load_peers()
+    return load_peers(whole=whole)
 
 
 def main(
     groups: Annotated[list[Group] | None, typer.Argument(help="What to run; all if none.")] = None,
     turns: Annotated[int | None, typer.Option(min=1, help="At most so many a case.")] = None,
+    *,
+    whole: Annotated[bool, typer.Option(help="Ours loaded with rearrange='whole'.")] = False,
 ) -> None:
     """Times the workbench beside its peers, on the same weights; every line as it is measured."""
     os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled")
     failed: list[str] = []
-    say(f"{table.machine()} Load before: {table.busy()}.")
+    manner = "whole tiles" if whole else "as loaded by default"
+    say(f"{table.machine()} The workbench: {manner}. Load before: {table.busy()}.")
     for group in groups or list(Group):
         say(f"\n## {group}\n")
-        for line in lines(group, failed, turns):
+        for line in lines(group, failed, turns, whole=whole):
             say(line)
     say(f"Load after: {table.busy()}.")
     if failed:
@@ -74,18 +77,20 @@ def main(
         sys.exit(1)
 
 
-def lines(group: Group, failed: list[str], turns: int | None) -> Iterator[str]:
+def lines(
+    group: Group, failed: list[str], turns: int | None, *, whole: bool = False
+) -> Iterator[str]:
     """The table of a group, and what belongs under it."""
     if group is Group.LOADING:
         yield from loading.table(turns)
         return
     if group is Group.GROWTH:
-        yield from growth.table(peers(), failed, turns)
+        yield from growth.table(peers(whole=whole), failed, turns)
     else:
-        yield from table.table(CASES[group](peers()), failed, turns)
+        yield from table.table(CASES[group](peers(whole=whole)), failed, turns)
     if group is Group.EVERYTHING:
-        yield from (*everything.kept(peers()), "")
-    yield from table.notes(peers())
+        yield from (*everything.kept(peers(whole=whole)), "")
+    yield from table.notes(peers(whole=whole))
 
 
 def say(line: str) -> None:

@@ -32,15 +32,15 @@ class Peers:
         return {} if self.nnsight is None else {"nnsight": partial(trace, self.nnsight, *given)}
 
 
-def load() -> Peers:
-    """Loads the default model in all of them, float32, on the CPU."""
+def load(*, whole: bool = False) -> Peers:
+    """Loads the default model in all of them, float32, on the CPU; ours in whole tiles if asked."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoModelForCausalLM
 
     folder = str(resolve(MODEL))
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return Peers(
-        ours=wb.load(MODEL),
+        ours=wb.load(MODEL, rearrange="whole" if whole else True),
         theirs=theirs,
         bridge=TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32),
         nnsight=_wrapped(theirs) if find_spec("nnsight") else None,

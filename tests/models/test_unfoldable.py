@@ -41,7 +41,9 @@ def test_the_classic_interface_says_the_same(name: str) -> None:
     model = wb.load(hf(name), tokenizer=tiny.Bytes())
     classic = HookedTransformer.from_pretrained_no_processing(model)
     with torch.no_grad():
-        tiny.close(classic(IDS), wb.run(model, IDS).logits, 1e-5)
+        said = classic(IDS)
+    assert isinstance(said, torch.Tensor)
+    tiny.close(said, wb.run(model, IDS).logits, 1e-5)
     cfg = classic.cfg
     assert cfg.use_qk_norm == (name == "qwen3")
     assert ("blocks.0.attn.q_norm.w" in classic.state_dict()) == (name == "qwen3")
