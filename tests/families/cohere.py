@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests import tiny
-from tests.families import Example, made
+from tests.families import Example, made, side_by_side
 
 LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5}
 PLAIN: dict[str, Any] = {
@@ -32,4 +32,4 @@ def build(**changes: Any) -> Any:
     return made(CohereConfig(**{**PLAIN, **changes}), CohereForCausalLM)
 
 
-EXAMPLE = Example(build, VARIANTS)
+EXAMPLE = Example(build, VARIANTS, identity=side_by_side)

@@ -18,6 +18,7 @@ from workbench.models.layers.context import (
     Pass,
     View,
     in_block,
+    opened,
     outside_blocks,
     views,
     visibility,
@@ -356,10 +357,10 @@ def test_a_window_counts_content_tokens(
 
 def near(batch: Batch, prompts: Tensor, cache: KeyValueCache, width: int) -> None:
     """Compares the view of a window with that of none."""
-    whole, windows = views(batch, cache, frozenset({width}), causal=True)
+    whole, windows = views(opened(batch, cache), frozenset({width}), causal=True)
     queries, keys = batch.tokens.shape[1], cache.length
-    all_, some = opened(whole, len(prompts), queries, keys), windows[width]
-    seen = opened(some, len(prompts), queries, keys)
+    all_, some = as_mask(whole, len(prompts), queries, keys), windows[width]
+    seen = as_mask(some, len(prompts), queries, keys)
     real = cache.reserve(torch.ones(len(prompts), 0, dtype=torch.bool), padded=False)
     for row in range(len(prompts)):
         for query in range(queries):
@@ -373,7 +374,7 @@ def near(batch: Batch, prompts: Tensor, cache: KeyValueCache, width: int) -> Non
         assert some is whole  # the fused kernel's own rule where that suffices
 
 
-def opened(view: View, rows: int, queries: int, keys: int) -> Tensor:
+def as_mask(view: View, rows: int, queries: int, keys: int) -> Tensor:
     """A view as a mask of every row."""
     if view.visible is not None:
         return view.visible.expand(rows, 1, queries, keys)[:, 0]
@@ -389,11 +390,11 @@ def test_windowed_attention_with_sinks_is_its_formula(sinks: bool, real: Tensor 
     drawn(attn)
     zeros = torch.zeros(2, dtype=torch.long)
     batch = Batch(zeros[:, None].expand(2, 5), real, zeros, zeros + 5)
-    whole, windows = views(batch, None, frozenset({2}), causal=True)
+    whole, windows = views(opened(batch, None), frozenset({2}), causal=True)
     now = Pass(None, *whole[:2], None, windows=windows)
     q, k, v = (part(X).unflatten(-1, (-1, 8)).transpose(1, 2) for part in (attn.q, attn.k, attn.v))
     k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-    scores = (q @ k.mT * 0.3).masked_fill(~opened(windows[2], 2, 5, 5)[:, None], -torch.inf)
+    scores = (q @ k.mT * 0.3).masked_fill(~as_mask(windows[2], 2, 5, 5)[:, None], -torch.inf)
     weights = scores.exp()
     total = weights.sum(-1, keepdim=True)
     if attn.sinks is not None:

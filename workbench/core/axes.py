@@ -62,6 +62,7 @@ _BLOCK = {
     "ln2_post.hook_normalized": _STREAM,
     "hook_mlp_out": _STREAM,
     "hook_resid_post": _STREAM,
+    "hook_normalized_resid_post": _STREAM,
 }
 
 # Within a block: sites with one head per key-value head; the inputs of the heads; the norm before.
@@ -84,6 +85,8 @@ AXES: Mapping[str, str] = MappingProxyType(
         "hook_embed": _STREAM,
         "hook_pos_embed": _STREAM,
         "hook_token_type_embed": _STREAM,
+        "embed.ln.hook_scale": _SCALE,
+        "embed.ln.hook_normalized": _STREAM,
         **{f"blocks.{{}}.{name}": axes for name, axes in _BLOCK.items()},
         "ln_final.hook_scale": _SCALE,
         "ln_final.hook_normalized": _STREAM,

@@ -19,13 +19,14 @@ from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.block import AnyBlock
-from workbench.models.layers.context import At, Pass, views
+from workbench.models.layers.context import At, Bias, Columns, Pass, opened, views
 from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.inputs import Inputs
 from workbench.models.layers.linear import Tiled
 from workbench.models.layers.mlp import FeedForward
 from workbench.models.layers.norm import Norm
 from workbench.models.layers.positions import Rotary
+from workbench.models.layers.score_bias import ScoreBias
 
 if TYPE_CHECKING:
     from workbench.models.views.folded import Folded
@@ -107,12 +108,14 @@ class Stack(nn.Module):
         local_rotary: Rotary | None = None,
         causal: bool = True,
         tied: bool = False,
+        score_bias: ScoreBias | None = None,
     ) -> None:
         super().__init__()
         self.sizes, self.rotary, self.causal = sizes, rotary, causal
         self.local_rotary = local_rotary  # of the layers that turn by frequencies of their own
         self.tied = tied  # whether the unembedding is the embedding's own matrix
         self.embed, self.ln_final, self.unembed = embed, ln_final, unembed
+        self.score_bias = score_bias  # the same in every layer
         self.blocks = nn.ModuleList(blocks)
         attentions = [part for part in self.modules() if isinstance(part, Attention)]
         self.windows = frozenset(a.window for a in attentions if a.window is not None)
@@ -195,13 +198,16 @@ class Transformer:
     ) -> Resid:
         """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them)."""
         stack = self._stack
-        whole, windows = views(batch, cache, stack.windows, causal=stack.causal)
+        columns = opened(batch, cache)
+        whole, windows = views(
+            columns, stack.windows, causal=stack.causal, bias=self._bias(columns)
+        )
         angles, local = (
             None if turning is None else turning.of_pass(batch, cache, self.dtype)
             for turning in (stack.rotary, stack.local_rotary)
         )
-        visible, causal, blind = whole
-        now = Pass(angles, visible, causal, cache, blind, windows, local)
+        visible, causal, blind, bias = whole
+        now = Pass(angles, visible, causal, cache, blind, windows, local, bias)
         for block in self._blocks[first:last]:
             resid = block.step(resid, tap, now)
         return resid
@@ -248,3 +254,9 @@ class Transformer:
             f"Transformer({self.name!r}, {sizes.n_layers} layers x {sizes.n_heads} heads, "
             f"d_model {sizes.d_model}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
         )
+
+    def _bias(self, columns: Columns) -> Bias | None:
+        of_scores = self._stack.score_bias
+        if of_scores is None:
+            return None
+        return of_scores.of(columns.queries, columns.keys, self.dtype)

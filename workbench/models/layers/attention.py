@@ -110,6 +110,8 @@ class Attention(nn.Module):
         if self.cap is not None or tap.wants(self.at_scores) or tap.wants(self.at_pattern):
             return self._mix_openly(q, k, v, tap, view)
         mask, causal = view.visible, view.causal
+        if view.bias is not None:
+            mask, causal = view.bias, False
         if self.sinks is not None:
             k, v, mask, causal = *_with_column(k, v), self._sunk(q, k, view), False
         return F.scaled_dot_product_attention(
@@ -124,10 +126,12 @@ class Attention(nn.Module):
 
     def _sunk(self, q: HeadsFirst, k: Tensor, view: View) -> Float[Tensor, "mask head query key"]:
         """What is added to the scores, with the sinks as a column behind those of the keys."""
-        shape = (1, self.n_heads, q.shape[2], k.shape[2])
-        hidden, bias = _hidden(view, shape[2:], q.device), q.new_zeros(shape)
-        bias = bias if hidden is None else bias.masked_fill(hidden, float("-inf"))
-        return torch.cat([bias, self._sinks(bias)], -1)
+        added = view.bias
+        if added is None:
+            zeros = q.new_zeros(1, self.n_heads, q.shape[2], k.shape[2])
+            hidden = view.hidden(zeros)
+            added = zeros if hidden is None else zeros.masked_fill(hidden, float("-inf"))
+        return torch.cat([added.to(q), self._sinks(added).to(q)], -1)
 
     def _sinks(self, like: Tensor) -> Float[Tensor, "batch head query 1"]:
         assert self.sinks is not None  # both callers have asked
@@ -141,8 +145,9 @@ class Attention(nn.Module):
             wide, k.to(wide), "batch head query d, batch head key d -> batch head query key"
         )
         scores = scores * self.scale
+        scores = scores if view.bias is None else scores + view.bias
         scores = scores if self.cap is None else self.cap * (scores / self.cap).tanh()
-        hidden = _hidden(view, scores.shape[2:], scores.device)
+        hidden = view.hidden(scores)
         if hidden is not None:
             scores = scores.masked_fill(hidden, float("-inf"))
         scores = tap(self.at_scores, scores)
@@ -172,14 +177,6 @@ class Attention(nn.Module):
         result = einsum(z, by_head, "batch pos head d, head d d_model -> batch pos head d_model")
         total = tap(self.at_result, result).sum(2)
         return total + self.o.bias if self.out_bias else total
-
-
-def _hidden(view: View, shape: torch.Size | tuple[int, ...], device: torch.device) -> Tensor | None:
-    if view.visible is not None:
-        return ~view.visible
-    if view.causal:
-        return torch.ones(shape, dtype=torch.bool, device=device).triu(1)
-    return None
 
 
 def _with_column(k: HeadsFirst, v: HeadsFirst) -> tuple[OneMore, OneMore]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple, final
 
@@ -33,6 +34,7 @@ def outside_blocks(name: str) -> Site:
 
 
 Visible = Bool[Tensor, "mask group query key"]  # group: 1 or each head
+Bias = Float[Tensor, "row head query key"]  # row: 1 or each
 
 
 Windows = frozenset[int]
@@ -43,12 +45,31 @@ class View(NamedTuple):
     """Which keys a query sees, as a mask, or as a rule of the fused kernel.
 
     `visible` is None where that rule says the same: every earlier key if `causal`, else every key.
-    `blind` says that some query may see none at all.
+    `blind` says that some query may see none at all. `bias` is added to the scores; where there is
+    one, it is -inf where a key is hidden, and all that the kernel needs.
     """
 
     visible: Visible | None
     causal: bool
     blind: bool = False
+    bias: Bias | None = None
+
+    def hidden(self, scores: Tensor) -> Bool[Tensor, "*any query key"] | None:
+        """Which keys no query may see, in a shape that fits the scores; None: each sees all."""
+        if self.visible is not None:
+            return ~self.visible
+        if self.causal:
+            return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        return None
+
+    def with_bias(self, bias: Bias | None) -> "View":
+        """The same with something added to the scores of keys that are seen."""
+        if bias is None:
+            return self
+        hidden = self.hidden(bias)
+        if hidden is None:
+            return self._replace(bias=bias)
+        return self._replace(bias=bias.masked_fill(hidden, float("-inf")))
 
 
 @final
@@ -57,7 +78,8 @@ class Pass:
     """One pass through the blocks: angles of rotation, who sees whom, and the cache.
 
     `windows` tells who sees whom in layers that look back no further than so many tokens, and
-    `local` the angles of layers that turn by frequencies of their own.
+    `local` the angles of layers that turn by frequencies of their own. `bias` is that of the view
+    of layers without a window.
     """
 
     angles: Angles | None
@@ -67,12 +89,52 @@ class Pass:
     blind: bool = False
     windows: Mapping[int, View] = field(default_factory=lambda: MappingProxyType({}))
     local: Angles | None = None
+    bias: Bias | None = None
 
     def view(self, window: int | None) -> View:
         """Who sees whom in a layer of that window; None: as far back as there are keys."""
         if window is None:
-            return View(self.visible, self.causal, self.blind)
+            return View(self.visible, self.causal, self.blind, self.bias)
         return self.windows[window]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The columns of a pass and those in the cache before it; `real` is None without pads."""
+
+    batch: Batch
+    past: int
+    real: Bool[Tensor, "batch key"] | None
+
+    @cached_property
+    def queries(self) -> Int[Tensor, "row query"]:
+        """The absolute position of each of the pass's own columns; one row for like ones."""
+        return self.batch.positions[:1] if self._uniform else self.batch.positions
+
+    @cached_property
+    def keys(self) -> Int[Tensor, "row key"]:
+        """The absolute position of each column; of a pad, that of the token before it, or 0."""
+        start, width = self.batch.start[:, None], self.past + self.batch.tokens.shape[1]
+        if self.real is None:
+            start = start[:1] if self._uniform else start
+            return start - self.past + torch.arange(width, device=start.device)
+        before = self.real[:, : self.past].sum(1, keepdim=True)
+        return (start - before + self.real.cumsum(1) - 1).clamp(min=0)
+
+    @property
+    def _uniform(self) -> bool:
+        return self.real is None and self.batch.uniform
+
+
+def opened(batch: Batch, cache: Cache | None) -> Columns:
+    """The columns of a pass, for which room is made in the cache: to be called once for each."""
+    if cache is None:
+        return Columns(batch, 0, batch.real)
+    past = cache.length
+    real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real
+    every = cache.reserve(real, padded=batch.real is not None)
+    return Columns(batch, past, every if cache.padded else None)
 
 
 def visibility(batch: Batch, cache: Cache | None, *, causal: bool) -> tuple[Visible | None, bool]:
@@ -84,14 +146,14 @@ def visibility(batch: Batch, cache: Cache | None, *, causal: bool) -> tuple[Visi
     Raises:
         ShapeError: If that mask has not the keys of this pass and those in the cache.
     """
-    visible, rule, _ = views(batch, cache, NO_WINDOWS, causal=causal)[0]
-    return visible, rule
+    whole = views(opened(batch, cache), NO_WINDOWS, causal=causal)[0]
+    return whole.visible, whole.causal
 
 
 def views(
-    batch: Batch, cache: Cache | None, windows: Windows, *, causal: bool
+    columns: Columns, windows: Windows, *, causal: bool, bias: Bias | None = None
 ) -> tuple[View, Mapping[int, View]]:
-    """Who sees whom in layers without a window, and in those of each.
+    """Who sees whom in layers without a window, and in those of each; the bias is in all of them.
 
     A window counts content tokens, the query's own among them; pads do not count. Where it is as
     wide as all keys, the view is that of a layer without.
@@ -99,20 +161,11 @@ def views(
     Raises:
         ShapeError: If a mask of the batch's own has not the keys of this pass and the cache's.
     """
-    past, real = _opened(batch, cache)
+    batch, past, real = columns.batch, columns.past, columns.real
     whole = _whole(batch, past, real, causal=causal)
     within = {width: _within(whole, width, batch, past, real) for width in windows}
-    return whole, MappingProxyType(within)
-
-
-def _opened(batch: Batch, cache: Cache | None) -> tuple[int, Bool[Tensor, "batch key"] | None]:
-    """The columns before the pass, and which of all columns are real; None: all of them."""
-    if cache is None:
-        return 0, batch.real
-    past = cache.length
-    real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real
-    columns = cache.reserve(real, padded=batch.real is not None)
-    return past, columns if cache.padded else None
+    biased = {width: view.with_bias(bias) for width, view in within.items()}
+    return whole.with_bias(bias), MappingProxyType(biased)
 
 
 def _whole(batch: Batch, past: int, real: Tensor | None, *, causal: bool) -> View:

@@ -13,11 +13,16 @@ from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.context import outside_blocks
 from workbench.models.layers.linear import Tiled
+from workbench.models.layers.norm import Norm
 
 
 @final
 class Embedding(nn.Module):
-    """Token embedding, times `scale`, with learned positions where `n_positions` is given."""
+    """Token embedding, times `scale`, with learned positions where `n_positions` is given.
+
+    With `d_embed` tokens are so wide, and projected to d_model; with `norm` they are normalised.
+    All that is before `hook_embed`, which is what enters the stream.
+    """
 
     def __init__(
         self,
@@ -26,23 +31,28 @@ class Embedding(nn.Module):
         n_positions: int | None = None,
         *,
         scale: float | None = None,
+        d_embed: int | None = None,
+        norm: Norm | None = None,
     ) -> None:
         super().__init__()
-        self.scale = scale
-        self.tokens = nn.Parameter(torch.empty(d_vocab, d_model))
+        self.scale, self.ln = scale, norm
+        self.tokens = nn.Parameter(torch.empty(d_vocab, d_embed or d_model))
+        self.project = None if d_embed is None else nn.Linear(d_embed, d_model, bias=False)
         learned = None if n_positions is None else nn.Parameter(torch.empty(n_positions, d_model))
         self.positions = learned
         self.at_embed = outside_blocks("hook_embed")
         self.at_positions = outside_blocks("hook_pos_embed")
-        self.sites: Sites = (self.at_embed,)
-        if learned is not None:
-            self.sites = (self.at_embed, self.at_positions)
+        before = () if norm is None else norm.sites
+        after = () if learned is None else (self.at_positions,)
+        self.sites: Sites = (*before, self.at_embed, *after)
 
     def embed(self, batch: Batch, tap: Tap) -> Resid:
         """The residual stream before block 0."""
         found = F.embedding(batch.tokens, self.tokens)
         if self.scale is not None:  # rounded to the weights' dtype first, as models are trained
             found = found * torch.tensor(self.scale, dtype=found.dtype, device=found.device)
+        found = found if self.project is None else self.project(found)
+        found = found if self.ln is None else self.ln.normalise(found, tap)
         resid = tap(self.at_embed, found)
         if self.positions is None:
             return resid
@@ -57,6 +67,7 @@ class Unembedding(Tiled):
     """Logits of a normalised stream; of some vocabulary columns only, if asked.
 
     `scale` multiplies them before the site. With `cap`, logits x are cap tanh(x / cap), after it.
+    With `d_embed` the stream is first projected to that width, which is the vocabulary's own.
     """
 
     def __init__(
@@ -67,10 +78,12 @@ class Unembedding(Tiled):
         bias: bool = False,
         cap: float | None = None,
         scale: float | None = None,
+        d_embed: int | None = None,
     ) -> None:
         super().__init__()
         self.cap, self.scale = cap, scale
-        self.weight = nn.Parameter(torch.empty(d_vocab, d_model))
+        self.project = None if d_embed is None else nn.Linear(d_model, d_embed, bias=False)
+        self.weight = nn.Parameter(torch.empty(d_vocab, d_embed or d_model))
         self.bias = nn.Parameter(torch.empty(d_vocab)) if bias else None
         self.at_logits = outside_blocks("hook_unembed")
         self.sites: Sites = (self.at_logits,)
@@ -81,7 +94,8 @@ class Unembedding(Tiled):
 
     def unembed(self, x: Resid, tap: Tap, vocabulary: Tensor | None) -> Logits:
         """The logits of all columns, or of `vocabulary` only."""
-        logits = self._uncapped(x, tap, vocabulary)
+        read = x if self.project is None else self.project(x)
+        logits = self._uncapped(read, tap, vocabulary)
         return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
 
     def _uncapped(self, x: Resid, tap: Tap, vocabulary: Tensor | None) -> Logits:

@@ -1,0 +1,107 @@
+"""CodeGen: GPT-J's block, with one joint matrix that is laid out for four processors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import final
+
+from torch import Tensor
+from typing_extensions import override
+
+from workbench.core.errors import OptionError
+from workbench.core.protocols import Sizes
+from workbench.models.config import Config
+from workbench.models.families._decoder import (
+    Parts,
+    apart,
+    beside_neighbours,
+    both,
+    head_width,
+    in_both_places,
+    in_layers,
+    layer_norm,
+    neighbours,
+)
+from workbench.models.family import Family, renamed, tie
+from workbench.models.layers.embed import Embedding, Unembedding
+from workbench.models.transformer import Stack
+
+READ = frozenset(
+    "vocab_size n_embd n_inner n_layer n_head n_positions n_ctx rotary_dim activation_function "
+    "layer_norm_epsilon tie_word_embeddings "
+    "resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation "
+    "summary_proj_to_labels summary_first_dropout".split()  # from here on without effect
+)
+DEFAULTS = MappingProxyType({"scale_attn_weights": True})
+NAMES = MappingProxyType(
+    {
+        "transformer.wte.weight": "embed.tokens",
+        **in_layers(
+            "transformer.h.{}",
+            {
+                "ln_1": "ln1",
+                "attn.qkv_proj": "attn.qkv",
+                "attn.out_proj": "attn.o",
+                "mlp.fc_in": "mlp.up",
+                "mlp.fc_out": "mlp.down",
+            },
+        ),
+        **both({"transformer.ln_f": "ln_final", "lm_head": "unembed"}),
+    }
+)
+IGNORED = (".attn.causal_mask", ".attn.bias", ".attn.masked_bias")
+PROCESSORS = 4  # each has its queries, values and keys together
+
+
+@final
+@dataclass(frozen=True)
+class CodeGen(Family):
+    """The CodeGen architecture."""
+
+    @override
+    def build(self, config: Config) -> Stack:
+        config.finish(READ, DEFAULTS)
+        sizes = _sizes(config)
+        eps = config.number("layer_norm_epsilon", 1e-5)
+        blocks = [beside_neighbours(n, sizes, config, eps) for n in range(sizes.n_layers)]
+        return Stack(
+            sizes=sizes,
+            embed=Embedding(sizes.d_vocab, sizes.d_model),
+            blocks=blocks,
+            ln_final=layer_norm(sizes, eps, "ln_final"),
+            unembed=Unembedding(sizes.d_model, sizes.d_vocab, bias=True),
+            rotary=neighbours(config, sizes.d_head),
+            tied=config.flag("tie_word_embeddings", default=False),
+        )
+
+    @override
+    def convert(self, weights: Mapping[str, Tensor], stack: Stack) -> Mapping[str, Tensor]:
+        found = renamed(weights, NAMES, stack.sizes.n_layers, IGNORED)
+        return tie(in_both_places(apart(found, weights, _cut), stack), stack)
+
+
+def _cut(tensor: Tensor) -> Parts:
+    if len(tensor) % (3 * PROCESSORS):  # the loader says so, of the queries
+        return tensor, tensor, tensor
+    parts = tensor.unflatten(0, (PROCESSORS, 3, -1))
+    q, v, k = (parts[:, part].flatten(0, 1).contiguous() for part in range(3))
+    return q, k, v
+
+
+def _sizes(config: Config) -> Sizes:
+    d_model, n_heads = config.count("n_embd"), config.count("n_head")
+    if n_heads % PROCESSORS:
+        raise OptionError("codegen: n_head", f"a multiple of {PROCESSORS}", n_heads)
+    return Sizes(
+        n_layers=config.layers("n_layer"),
+        d_model=d_model,
+        n_heads=n_heads,
+        n_key_value_heads=n_heads,
+        d_head=head_width(config, d_model, n_heads),
+        d_mlp=config.count("n_inner", default=4 * d_model),
+        d_vocab=config.count("vocab_size"),
+        n_ctx=config.count("n_positions", default=2048),
+    )
+
+
+FAMILY = CodeGen()
