@@ -32,7 +32,9 @@ def first_columns(logits: Tensor) -> Tensor:
 
 
 @variants
-def test_a_replay_says_what_the_run_said(name: str, changes: Mapping[str, Any]) -> None:
+def test_a_replay_says_what_the_run_said(
+    name: str, change: str, changes: Mapping[str, Any]
+) -> None:
     model = wb.load(hf(name, **changes))
     plan = [wb.Intervention("blocks.0.attn.hook_z", Scale(0.5))]
     lazy, eager = (wb.run(model, ROWS, plan=plan, record=which) for which in ("all", model.sites))
@@ -94,29 +96,6 @@ def test_patching_with_another_prompt_is_a_loop_of_runs(name: str) -> None:
             plan = [wb.Intervention(site, wb.ops.set(given[site]), positions=pos)]
             alone = wb.run(model, batch, plan=plan)
             tiny.close(first_columns(alone.answer_logits), swept.changed[layer, pos], 1e-5)
-
-
-@families
-def test_streams_are_the_sums_they_are_said_to_be(name: str) -> None:
-    model = model_of(name)
-    trace = wb.run(model, ROWS, record=model.sites)
-    before = trace["blocks.0.hook_resid_pre"]
-    for layer in range(model.sizes.n_layers):
-        at = {
-            str(s).partition(f"blocks.{layer}.")[2]: trace[s]
-            for s in model.sites
-            if s.layer == layer
-        }
-        pre, attn, mlp, post = (
-            at[f"hook_{n}"] for n in ("resid_pre", "attn_out", "mlp_out", "resid_post")
-        )
-        normed = at.get("hook_normalized_resid_post")
-        middle = at["ln1.hook_normalized"] if normed is not None else pre + attn
-        tiny.close(middle + mlp, post, 1e-5)
-        if "hook_resid_mid" in at:
-            tiny.close(pre + attn, at["hook_resid_mid"], 1e-5)
-        tiny.close(pre, before, 1e-5)
-        before = post if normed is None else normed
 
 
 @encoders

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.families import Example, kind_named, made
+from tests.families import Example, kind_named, made, normed_after
 
 PLAIN: dict[str, Any] = {
     "vocab_size": 258,
@@ -31,4 +31,4 @@ def build(*, head: str = "ForMaskedLM", **changes: Any) -> Any:
     return made(DistilBertConfig(**{**PLAIN, **changes}), kind_named(f"DistilBert{head}"))
 
 
-EXAMPLE = Example(build, VARIANTS, causal=False)
+EXAMPLE = Example(build, VARIANTS, causal=False, identity=normed_after)

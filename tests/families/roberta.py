@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.families import Example, kind_named, made
+from tests.families import Example, kind_named, made, normed_after
 
 PLAIN: dict[str, Any] = {
     "vocab_size": 258,
@@ -35,4 +35,4 @@ def build(*, head: str = "ForMaskedLM", **changes: Any) -> Any:
     return made(RobertaConfig(**{**PLAIN, **changes}), kind_named(f"Roberta{head}"))
 
 
-EXAMPLE = Example(build, VARIANTS, causal=False, after_padding=True)
+EXAMPLE = Example(build, VARIANTS, causal=False, identity=normed_after, after_padding=True)

@@ -20,6 +20,7 @@ PerExample = Float[Tensor, " batch"]
 _STREAM = "batch pos d_model"
 _SCALE = "batch pos 1"
 _HEADS = "batch pos head d_head"
+_HEAD_SCALE = "batch pos head 1"
 _PER_HEAD = "batch pos head d_model"
 _SQUARE = "batch head query key"
 _NEURONS = "batch pos d_mlp"
@@ -36,6 +37,10 @@ _BLOCK = {
     "attn.hook_q": _HEADS,
     "attn.hook_k": _HEADS,
     "attn.hook_v": _HEADS,
+    "attn.q_norm.hook_scale": _HEAD_SCALE,
+    "attn.q_norm.hook_normalized": _HEADS,
+    "attn.k_norm.hook_scale": _HEAD_SCALE,
+    "attn.k_norm.hook_normalized": _HEADS,
     "attn.hook_rot_q": _HEADS,
     "attn.hook_rot_k": _HEADS,
     "attn.hook_attn_scores": _SQUARE,
@@ -52,6 +57,8 @@ _BLOCK = {
     "mlp.hook_pre": _NEURONS,
     "mlp.hook_pre_linear": _NEURONS,
     "mlp.hook_post": _NEURONS,
+    "mlp.hook_expert_indices": "batch pos k",
+    "mlp.hook_expert_weights": "batch pos k",
     "ln2_post.hook_scale": _SCALE,
     "ln2_post.hook_normalized": _STREAM,
     "hook_mlp_out": _STREAM,
@@ -61,7 +68,15 @@ _BLOCK = {
 
 # Within a block: sites with one head per key-value head; the inputs of the heads; the norm before.
 GROUPED = frozenset(
-    {"hook_k_input", "hook_v_input", "attn.hook_k", "attn.hook_v", "attn.hook_rot_k"}
+    {
+        "hook_k_input",
+        "hook_v_input",
+        "attn.hook_k",
+        "attn.hook_v",
+        "attn.k_norm.hook_scale",
+        "attn.k_norm.hook_normalized",
+        "attn.hook_rot_k",
+    }
 )
 HEAD_INPUTS = frozenset({"hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"})
 READ_NORM = frozenset({"ln1.hook_scale", "ln1.hook_normalized"})
