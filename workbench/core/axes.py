@@ -92,6 +92,8 @@ AXES: Mapping[str, str] = MappingProxyType(
         **{f"blocks.{{}}.{name}": axes for name, axes in _BLOCK.items()},
         "ln_final.hook_scale": _SCALE,
         "ln_final.hook_normalized": _STREAM,
+        "pooler.ln.hook_scale": _SCALE,
+        "pooler.ln.hook_normalized": _STREAM,
         "pooler.hook_pooler_out": _STREAM,
         "nsp_head.hook_nsp_out": _LABELS,
         "mlm_head.hook_pre": _STREAM,
