@@ -6,11 +6,13 @@ The contract tests run over all variants of each; a family to come adds a file h
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+import workbench as wb
 from tests import tiny
 from workbench.core.registry import discover
 
@@ -74,6 +76,7 @@ class Example:
     """`build` makes the Hugging Face model of a config changed in some keys, with random weights.
 
     `variants` are changes that make other code run, by what they are; the plain config is one.
+    `after_padding` says that transformers counts positions from the one after the id of pads.
     `identity` asserts what the streams of one layer sum to, in most variants; `identities` has
     those of the others. The patterns of variants in `unlike` are not compared: transformers has
     none in that form. `spelling` renames the weights as the original checkpoints have them, and
@@ -86,6 +89,8 @@ class Example:
     identities: Mapping[str, Identity] = field(default_factory=dict[str, Identity])
     unlike: frozenset[str] = frozenset()
     spelling: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    causal: bool = True
+    after_padding: bool = False
 
 
 def hf(family: str, **changes: Any) -> Any:
@@ -106,6 +111,28 @@ def around_zero(model: Any) -> Any:
             if weight.ndim == 1 and name.endswith("weight"):
                 weight.sub_(1)
     return model
+
+
+def kind_named(name: str) -> Callable[[Any], Any]:
+    """A class of transformers."""
+    import transformers
+
+    return attrgetter(name)(transformers)
+
+
+def said(theirs: Any) -> Tensor:
+    """What a Hugging Face model of any head says: batch pos columns, or less."""
+    names = ("prediction_logits", "logits", "last_hidden_state")
+    return next(theirs[name] for name in names if theirs.get(name) is not None)
+
+
+def said_like(trace: wb.Trace, theirs: Tensor) -> Tensor:
+    """Our logits in the shape of theirs: perhaps of the first position only, or of one column."""
+    if theirs.ndim == 3:
+        return trace.logits
+    if trace.logits.shape[-1] == 1 and trace.logits.shape[:2] == theirs.shape:
+        return trace.logits[..., 0]
+    return trace.answer_logits
 
 
 EXAMPLES = discover("tests.families", "EXAMPLE", Example)

@@ -24,7 +24,8 @@ from workbench.core.protocols import Model
 from workbench.core.sites import Site, Sites
 from workbench.core.tap import Keep, Recorder, Tap, as_it_is, chain
 
-ENTRY, EXIT = "hook_resid_pre", "hook_resid_post"
+ENTRY = "hook_resid_pre"
+EXITS = ("hook_resid_post", "hook_normalized_resid_post")  # the latter after a post-norm
 
 
 @runtime_checkable
@@ -126,14 +127,21 @@ class Replay:
 def kept_streams(sites: Sites, program: Program) -> Mapping[Site, int]:
     """The sites whose value is the stream before a block, or after the last, and which block."""
     found: dict[Site, int] = {}
+    ends = block_ends(sites)
     for site in sites:
         if site.layer is None:
             continue
-        if site.short == EXIT:
+        if site in ends:
             found[site] = site.layer + 1
         elif site.short == ENTRY and site not in program.by_site:
             found[site] = site.layer
     return found
+
+
+def block_ends(sites: Sites) -> frozenset[Site]:
+    """The last site of each block: the stream that the next one takes."""
+    last = {site.layer: site for site in sites if site.layer is not None}
+    return frozenset(site for site in last.values() if site.short in EXITS)
 
 
 def stream_name(layer: int) -> str:
@@ -153,5 +161,5 @@ def can_replay(model: Model, plan: Plan) -> bool:
     for site in model.sites:
         if site.layer is not None:
             ends.setdefault(site.layer, []).append(site.short)
-    whole = all(names[0] == ENTRY and names[-1] == EXIT for names in ends.values())
+    whole = all(names[0] == ENTRY and names[-1] in EXITS for names in ends.values())
     return whole and len(ends) == model.sizes.n_layers

@@ -17,7 +17,7 @@ from workbench.models.layers.norm import (
 )
 from workbench.models.layers.positions import rotate_neighbours
 from workbench.models.transformer import ParallelBlock, PreNormBlock, Stack, Transformer
-from workbench.models.views.stacks import blocks_of
+from workbench.models.views.stacks import blocks_of, embed_of, words_of
 
 # Whole key sets are named here: the sites which the classic makes only where a flag says so.
 FLAGGED = {
@@ -39,6 +39,7 @@ def config_of(model: Transformer) -> HookedTransformerConfig:
     stack, sizes = model.stack, model.sizes
     _check(stack)
     windows = [block.attn.window for block in blocks_of(stack)]
+    words = words_of(stack)
     block = blocks_of(stack)[0]
     mlp = block.mlp
     learned = stack.embed.positions is not None
@@ -53,7 +54,7 @@ def config_of(model: Transformer) -> HookedTransformerConfig:
         d_mlp=None if mlp is None else sizes.d_mlp,
         act_fn=_activation(block),
         d_vocab=sizes.d_vocab,
-        d_vocab_out=stack.unembed.weight.shape[0],
+        d_vocab_out=words.weight.shape[0],
         eps=_eps(block.ln1),
         attn_scale=1.0 / _scale(block),
         use_attn_scale=not math.isclose(_scale(block), 1.0),
@@ -65,11 +66,11 @@ def config_of(model: Transformer) -> HookedTransformerConfig:
         parallel_attn_mlp=isinstance(block, ParallelBlock),
         rotary_adjacent_pairs=block.attn.turn is rotate_neighbours,
         attn_scores_soft_cap=-1.0 if block.attn.cap is None else block.attn.cap,
-        output_logits_soft_cap=-1.0 if stack.unembed.cap is None else stack.unembed.cap,
         use_qk_norm=isinstance(block.attn.q_norm, RMSNorm),
         use_local_attn=any(windows),
         window_size=max((width for width in windows if width is not None), default=None),
         attn_types=["local" if width else "global" for width in windows] if any(windows) else None,
+        output_logits_soft_cap=-1.0 if words.cap is None else words.cap,
         attention_dir="causal" if stack.causal else "bidirectional",
         attn_only=mlp is None,
         gated_mlp=isinstance(mlp, GatedMLP),
@@ -91,8 +92,8 @@ def _check(stack: Stack) -> None:
     attentions = [block.attn for block in blocks_of(stack)]
     norms = [norm for attn in attentions for norm in (attn.q_norm, attn.k_norm)]
     lacks = {
-        "embeddings times a number": stack.embed.scale is not None,
-        "logits times a number": stack.unembed.scale is not None,
+        "embeddings times a number": embed_of(stack).scale is not None,
+        "logits times a number": words_of(stack).scale is not None,
         "frequencies stretched by a text's length": stack.rotary is not None
         and stack.rotary.stretch is not None,
         "layers that turn and layers that do not": len({attn.rotary for attn in attentions}) > 1,

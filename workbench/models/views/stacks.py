@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from workbench.core.errors import OptionError
+from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.linear import Tiled
 from workbench.models.layers.mlp import MLP, GatedMLP
 from workbench.models.transformer import PreNormBlock, Stack, Transformer
@@ -42,7 +43,9 @@ def blocks_of(stack: Stack) -> tuple[PreNormBlock, ...]:
         OptionError: If there are other blocks, or its vocabulary is narrower than its stream: of
             these, nothing here knows the parts.
     """
-    if stack.embed.project is not None or stack.unembed.project is not None:
+    embed, head = stack.embed, stack.unembed
+    narrow = isinstance(embed, Embedding) and embed.project is not None
+    if narrow or (isinstance(head, Unembedding) and head.project is not None):
         allowed = "a model whose vocabulary is as wide as its stream, for weight views"
         raise OptionError("model", allowed, f"one of width {stack.embed.tokens.shape[1]}")
     blocks = tuple(block for block in stack.blocks if isinstance(block, PreNormBlock))
@@ -52,6 +55,32 @@ def blocks_of(stack: Stack) -> tuple[PreNormBlock, ...]:
         allowed = "a model of pre-norm blocks, as weight views and the classic interface need it"
         raise OptionError("model", allowed, f"one of {others[0]}")
     return blocks
+
+
+def words_of(stack: Stack) -> Unembedding:
+    """Its unembedding, of a stack that has no other head.
+
+    Raises:
+        OptionError: If it has another head: of that, nothing here knows the parts.
+    """
+    head = stack.unembed
+    if not isinstance(head, Unembedding):
+        allowed = "a model with a plain unembedding, as weight views and the classic interface need"
+        raise OptionError("model", allowed, f"one with a {type(head).__name__}")
+    return head
+
+
+def embed_of(stack: Stack) -> Embedding:
+    """Its embedding, of a stack that has no other kind.
+
+    Raises:
+        OptionError: If it has another: of that, nothing here knows the parts.
+    """
+    embed = stack.embed
+    if not isinstance(embed, Embedding):
+        allowed = "a model with a plain embedding, as weight views and the classic interface need"
+        raise OptionError("model", allowed, f"one with a {type(embed).__name__}")
+    return embed
 
 
 def bias_of(linear: nn.Linear) -> Tensor | None:
