@@ -72,6 +72,16 @@ def test_a_norm_says_the_same_open_and_fused(name: str) -> None:
     tiny.close(norm.normalise(X, OPEN), norm.normalise(X, UNTAPPED), 1e-12)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 576), (3, 7, 24), (2, 5, 3, 24)])
+def test_an_rms_norm_is_torchs_bit_for_bit(shape: tuple[int, ...]) -> None:
+    weight, x = tiny.normal(shape[-1], seed=1), 30 * tiny.normal(*shape)
+    norm = RMSNorm(shape[-1], 1e-5, AT, "ln1")
+    norm.weight = nn.Parameter(weight, requires_grad=False)
+    assert torch.equal(
+        norm.normalise(x, tiny.Spy(lambda site: False)), F.rms_norm(x, shape[-1:], weight, 1e-5)
+    )
+
+
 @pytest.mark.parametrize("name", ["rms", "layer", "shifted", "unbiased"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_norm_keeps_its_input_s_dtype(name: str, dtype: torch.dtype) -> None:

@@ -62,8 +62,8 @@ class KeyValueCache(Cache):
         device: torch.device,
     ) -> None:
         shape = (n_layers, batch, n_heads, capacity, d_head)  # heads first: what the kernel reads
-        self._keys = torch.empty(shape, dtype=dtype, device=device)
-        self._values = torch.empty(shape, dtype=dtype, device=device)
+        self._keys = torch.empty(shape, dtype=dtype, device=device).unbind()
+        self._values = torch.empty(shape, dtype=dtype, device=device).unbind()
         self._real = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
         self._length = 0
         self._padded = False
@@ -100,10 +100,12 @@ class KeyValueCache(Cache):
         self, layer: int, keys: Float[Tensor, "batch head pos d_head"], values: Tensor
     ) -> tuple[Keys, Tensor]:
         """Stores a layer's new keys and values; returns views of all of them."""
-        end, start = self._length, self._length - keys.shape[2]
-        self._keys[layer, :, :, start:end] = keys
-        self._values[layer, :, :, start:end] = values
-        return self._keys[layer, :, :, :end], self._values[layer, :, :, :end]
+        new = keys.shape[2]
+        end, start = self._length, self._length - new
+        all_keys, all_values = self._keys[layer], self._values[layer]
+        all_keys.narrow(2, start, new).copy_(keys)  # once per layer and token: no indexing
+        all_values.narrow(2, start, new).copy_(values)
+        return all_keys.narrow(2, 0, end), all_values.narrow(2, 0, end)
 
     def filled(
         self, layer: int
@@ -112,7 +114,8 @@ class KeyValueCache(Cache):
         Float[Tensor, "batch head key d_head"],
     ]:
         """A layer's keys and values so far, as views."""
-        return self._keys[layer, :, :, : self._length], self._values[layer, :, :, : self._length]
+        all_keys, all_values = self._keys[layer], self._values[layer]
+        return all_keys.narrow(2, 0, self._length), all_values.narrow(2, 0, self._length)
 
 
 @final

@@ -9,25 +9,25 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from workbench.core.errors import NonFiniteError, OptionError, UnknownNameError, WeightsError
 from workbench.core.operands import FLOATS
-from workbench.core.options import flag
 from workbench.core.protocols import Vocabulary
 from workbench.core.store import folder_or_file
 from workbench.models.checkpoint import read_folder, release, resolve
 from workbench.models.config import Config
 from workbench.models.family import FAMILIES, Family
-from workbench.models.layers.embed import Unembedding
-from workbench.models.layers.linear import Linear, tiles_of, worthwhile
+from workbench.models.layers.linear import Tiled
 from workbench.models.transformer import Stack, Transformer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Rearrange = bool | Literal["whole"]  # which matrices are copied into the order of the kernel
 
 
 def load(
@@ -36,7 +36,7 @@ def load(
     tokenizer: object | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-    rearrange: bool = True,
+    rearrange: Rearrange = True,
 ) -> Transformer:
     """A frozen model from what `source` names.
 
@@ -48,8 +48,11 @@ def load(
     With `rearrange`, float32 matrices of a file on the CPU that are wide (feed-forwards,
     unembedding) are copied into the order in which the processor reads them, which makes passes
     over few tokens faster. Those in the file are then read only by gradients and by whoever looks
-    at them, so a model takes no more memory than its file, until then. Weights must stay as they
-    are: a write by `.data` or numpy, which torch cannot see, would be read by gradients alone.
+    at them, so a model takes no more memory than its file, until then. With "whole", so are all
+    large matrices, each in one piece: passes of every length are faster, generation most, and
+    logits are rounded in other places than torch's (docs/runs.md measures both). Weights must stay
+    as they are: a write by `.data` or numpy, which torch cannot see, would be read by gradients
+    alone.
 
     Raises:
         UnknownNameError: If there is no such asset, folder, file or family.
@@ -58,7 +61,8 @@ def load(
         UnknownConfigKeyError: If the config has a key that would change the forward unheard.
         OptionError: If `dtype` or `device` is none that this machine can compute with.
     """
-    flag("rearrange", rearrange)
+    if not isinstance(rearrange, bool) and rearrange != "whole":
+        raise OptionError("rearrange", "True, False or 'whole'", rearrange)
     with torch.inference_mode(mode=False):  # what is made in it has no gradients
         return _load(source, tokenizer, dtype, device, rearrange=rearrange)
 
@@ -69,7 +73,7 @@ def _load(
     dtype: torch.dtype | None,
     device: str | torch.device | None,
     *,
-    rearrange: bool,
+    rearrange: Rearrange,
 ) -> Transformer:
     if not isinstance(source, str | Path):
         return _from_memory(source, tokenizer, dtype, device)
@@ -97,7 +101,7 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     tokenizer: Vocabulary | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-    rearrange: bool = True,
+    rearrange: Rearrange = True,
 ) -> Transformer:
     """A frozen model from a Hugging Face config and weights by their Hugging Face names.
 
@@ -122,7 +126,7 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     check_finite(stack)
     digest = fingerprint(config, stack)
     if rearrange:
-        _rearrange(stack, weights)
+        _rearrange(stack, weights, whole=rearrange == "whole")
     return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer)
 
 
@@ -175,12 +179,12 @@ def _dtype_problems(weights: Mapping[str, Tensor], *, mixed: bool) -> list[str]:
     return problems
 
 
-def _rearrange(stack: Stack, weights: Mapping[str, Tensor]) -> None:
-    """Copies wide matrices into tiles, and gives back the memory of those in the file."""
+def _rearrange(stack: Stack, weights: Mapping[str, Tensor], *, whole: bool) -> None:
+    """Copies matrices into tiles, and gives back the memory of those in the file."""
     release(weights)  # all of them have just been read
     for part in stack.modules():
-        if isinstance(part, Linear | Unembedding) and worthwhile(part.weight):
-            part.tiles = tiles_of(part.weight)
+        if isinstance(part, Tiled):
+            part.rearrange(whole=whole)
             release(weights)
 
 

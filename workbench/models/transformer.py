@@ -22,7 +22,7 @@ from workbench.models.layers.block import AnyBlock
 from workbench.models.layers.context import At, Bias, Columns, Pass, opened, views
 from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.inputs import Inputs
-from workbench.models.layers.linear import Linear, of_its_weight
+from workbench.models.layers.linear import Tiled
 from workbench.models.layers.mlp import FeedForward
 from workbench.models.layers.norm import Norm
 from workbench.models.layers.positions import Rotary
@@ -132,8 +132,8 @@ class Transformer:
     ) -> None:
         self._stack = stack.requires_grad_(requires_grad=False).eval()
         for part in stack.modules():
-            if isinstance(part, Linear | Unembedding):  # a view's may be those of its model
-                part.tiles = of_its_weight(part.weight, part.tiles)
+            if isinstance(part, Tiled):
+                part.forget()  # a view's may be those of its model
         self._name, self._fingerprint, self._tokenizer = name, fingerprint, tokenizer
         self._blocks = tuple(block for block in stack.blocks if isinstance(block, AnyBlock))
 

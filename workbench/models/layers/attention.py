@@ -14,6 +14,7 @@ from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.context import Angles, At, Pass, View
 from workbench.models.layers.inputs import PerHead, Split
+from workbench.models.layers.linear import Linear
 from workbench.models.layers.norm import NoNorm, Norm
 from workbench.models.layers.positions import rotate
 
@@ -58,10 +59,10 @@ class Attention(nn.Module):
         self.d_head, self.scale, self.bias, self.out_bias = d_head, scale, bias, out_bias
         self.turn, self.cap = turn, cap
         self.window, self.rotary, self.local = window, rotary, local
-        self.q = nn.Linear(d_model, n_heads * d_head, bias=bias)
-        self.k = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
-        self.v = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
-        self.o = nn.Linear(n_heads * d_head, d_model, bias=out_bias)
+        self.q = Linear(d_model, n_heads * d_head, bias=bias)
+        self.k = Linear(d_model, n_key_value_heads * d_head, bias=bias)
+        self.v = Linear(d_model, n_key_value_heads * d_head, bias=bias)
+        self.o = Linear(n_heads * d_head, d_model, bias=out_bias)
         self.q_norm, self.k_norm = q_norm or NoNorm(), k_norm or NoNorm()
         self.sinks = nn.Parameter(torch.empty(n_heads)) if sinks else None
         self.at_q, self.at_k = at("attn.hook_q"), at("attn.hook_k")
@@ -93,7 +94,7 @@ class Attention(nn.Module):
 
     def _project(self, linear: nn.Linear, x: Resid | PerHead) -> Heads:
         if x.ndim == 3:
-            return linear(x).unflatten(-1, (-1, self.d_head))
+            return linear(x).reshape(*x.shape[:2], -1, self.d_head)
         by_head = rearrange(linear.weight, "(head d) d_model -> head d d_model", d=self.d_head)
         y = einsum(x, by_head, "batch pos head d_model, head d d_model -> batch pos head d")
         return y + linear.bias.unflatten(0, (-1, self.d_head)) if self.bias else y

@@ -5,13 +5,14 @@ from typing import final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from workbench.core.axes import Logits, Resid
 from workbench.core.data import Batch
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.context import outside_blocks
-from workbench.models.layers.linear import Tiles, multiply
+from workbench.models.layers.linear import Tiled
 from workbench.models.layers.norm import Norm
 
 
@@ -62,7 +63,7 @@ class Embedding(nn.Module):
 
 
 @final
-class Unembedding(nn.Module):
+class Unembedding(Tiled):
     """Logits of a normalised stream; of some vocabulary columns only, if asked.
 
     `scale` multiplies them before the site. With `cap`, logits x are cap tanh(x / cap), after it.
@@ -81,12 +82,15 @@ class Unembedding(nn.Module):
     ) -> None:
         super().__init__()
         self.cap, self.scale = cap, scale
-        self.tiles: Tiles | None = None
         self.project = None if d_embed is None else nn.Linear(d_model, d_embed, bias=False)
         self.weight = nn.Parameter(torch.empty(d_vocab, d_embed or d_model))
         self.bias = nn.Parameter(torch.empty(d_vocab)) if bias else None
         self.at_logits = outside_blocks("hook_unembed")
         self.sites: Sites = (self.at_logits,)
+
+    @override
+    def matrices(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
 
     def unembed(self, x: Resid, tap: Tap, vocabulary: Tensor | None) -> Logits:
         """The logits of all columns, or of `vocabulary` only."""
@@ -103,7 +107,10 @@ class Unembedding(nn.Module):
         return self._scaled(F.linear(x, self.weight[vocabulary], bias))
 
     def _all(self, x: Resid) -> Logits:
-        return self._scaled(multiply(x, self.weight, self.bias, self.tiles))
+        tiles = self.ready(x)
+        if tiles is None:
+            return self._scaled(F.linear(x, self.weight, self.bias))
+        return self._scaled(tiles.multiply(x, self.bias))
 
     def _scaled(self, logits: Logits) -> Logits:
         return logits if self.scale is None else logits * self.scale

@@ -4,7 +4,8 @@ from abc import ABC, abstractmethod
 from typing import final
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from typing_extensions import override
 
 from workbench.core.axes import Resid
@@ -12,7 +13,9 @@ from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.config import Activation
 from workbench.models.layers.context import At
-from workbench.models.layers.linear import Linear
+from workbench.models.layers.linear import Linear, Tiled
+
+Neurons = Float[Tensor, "batch pos d_mlp"]
 
 
 class FeedForward(nn.Module, ABC):
@@ -32,7 +35,7 @@ class MLP(FeedForward):
     def __init__(self, d_model: int, d_mlp: int, act: Activation, at: At, *, bias: bool) -> None:
         super().__init__()
         self.up = Linear(d_model, d_mlp, bias=bias)
-        self.down = nn.Linear(d_mlp, d_model, bias=bias)
+        self.down = Linear(d_mlp, d_model, bias=bias)
         self.act = act
         self.at_pre, self.at_post = at("mlp.hook_pre"), at("mlp.hook_post")
         self.sites = (self.at_pre, self.at_post)
@@ -44,7 +47,7 @@ class MLP(FeedForward):
 
 
 @final
-class GatedMLP(FeedForward):
+class GatedMLP(FeedForward, Tiled):
     """(act(x W_gate) * x W_in) W_out; `hook_pre` is the gate's, `hook_pre_linear` the other's.
 
     `inner_bias` adds a bias after the product, where classic weights have theirs; `bias` is of the
@@ -62,9 +65,10 @@ class GatedMLP(FeedForward):
         inner_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.gate = Linear(d_model, d_mlp, bias=bias)
-        self.up = Linear(d_model, d_mlp, bias=bias)
-        self.down = nn.Linear(d_mlp, d_model, bias=bias)
+        self.gate = nn.Linear(d_model, d_mlp, bias=bias)
+        self.up = nn.Linear(d_model, d_mlp, bias=bias)
+        self.bias = bias
+        self.down = Linear(d_mlp, d_model, bias=bias)
         self.inner = nn.Parameter(torch.empty(d_mlp)) if inner_bias else None
         self.act = act
         self.at_pre, self.at_post = at("mlp.hook_pre"), at("mlp.hook_post")
@@ -73,8 +77,19 @@ class GatedMLP(FeedForward):
 
     @override
     def feed(self, x: Resid, tap: Tap) -> Resid:
-        pre = tap(self.at_pre, self.gate(x))
-        linear = tap(self.at_linear, self.up(x))
-        post = self.act(pre) * linear
+        gate, up = self._read(x)
+        post = self.act(tap(self.at_pre, gate)) * tap(self.at_linear, up)
         post = post if self.inner is None else post + self.inner
         return self.down(tap(self.at_post, post))
+
+    @override
+    def matrices(self) -> tuple[Tensor, ...]:
+        return () if self.bias else (self.gate.weight, self.up.weight)
+
+    def _read(self, x: Resid) -> tuple[Neurons, Neurons]:
+        """Both products: by tiles, which hold both matrices, or one after the other."""
+        tiles = self.ready(x)
+        if tiles is None:
+            return self.gate(x), self.up(x)
+        gate, up = tiles.multiply(x, None).chunk(2, -1)
+        return gate, up

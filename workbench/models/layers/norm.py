@@ -30,6 +30,16 @@ class Norm(nn.Module, ABC):
         """The normalised stream, as the next linear map reads it."""
 
 
+def _openly(x: Stream) -> bool:
+    """Whether torch has no kernel for an RMS norm, and takes a dozen steps for these five."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+def _divided(x: Stream, eps: float) -> Stream:
+    """The stream by its root mean square, step for step as torch has it."""
+    return x.square().mean(-1, keepdim=True).add_(eps).rsqrt_().mul(x)
+
+
 @final
 class RMSNorm(Norm):
     """x / sqrt(mean(x²) + eps) * weight."""
@@ -44,10 +54,13 @@ class RMSNorm(Norm):
     @override
     def normalise(self, x: Stream, tap: Tap) -> Stream:
         if not (tap.wants(self.scale) or tap.wants(self.normalized)):
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+            return _divided(x, self.eps).mul_(self.weight) if _openly(x) else self._fused(x)
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         scale = tap(self.scale, (wide.square().mean(-1, keepdim=True) + self.eps).sqrt())
         return (tap(self.normalized, wide / scale) * self.weight).to(x.dtype)
+
+    def _fused(self, x: Stream) -> Stream:
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
 @final
@@ -85,7 +98,9 @@ class PlainRMSNorm(Norm):
     @override
     def normalise(self, x: Stream, tap: Tap) -> Stream:
         if not (tap.wants(self.scale) or tap.wants(self.normalized)):
-            return F.rms_norm(x, x.shape[-1:], None, self.eps)
+            return (
+                _divided(x, self.eps) if _openly(x) else F.rms_norm(x, x.shape[-1:], None, self.eps)
+            )
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         scale = tap(self.scale, (wide.square().mean(-1, keepdim=True) + self.eps).sqrt())
         return tap(self.normalized, wide / scale).to(x.dtype)

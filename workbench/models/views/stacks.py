@@ -7,8 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from workbench.core.errors import OptionError
-from workbench.models.layers.embed import Unembedding
-from workbench.models.layers.linear import Linear
+from workbench.models.layers.linear import Tiled
 from workbench.models.transformer import PreNormBlock, Stack, Transformer
 
 
@@ -119,7 +118,7 @@ def like(model: Transformer, stack: Stack, change: str) -> Transformer:
 def untiled(model: Transformer) -> Transformer:
     """The same model without second forms of its matrices, which would not see a write to these."""
     stack = shared(model.stack)
-    tiled = [part for part in stack.modules() if isinstance(part, Linear | Unembedding)]
+    tiled = [part for part in stack.modules() if isinstance(part, Tiled)]
     if not any(part.tiles for part in tiled):
         return model
     for part in tiled:
