@@ -124,7 +124,7 @@ def randomised(model: Any, seed: int = 0, gain: float = 1.2) -> Any:
             elif weight.ndim == 1:
                 weight.copy_(0.3 * noise)
             else:
-                narrow = min(weight.shape)
+                narrow = min(weight.shape[-2:])  # of each expert, where there are many
                 weight.copy_(noise * gain / narrow**0.5)
     return model.eval()
 

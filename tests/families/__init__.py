@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from tests import tiny
@@ -96,6 +97,15 @@ def made(config: Any, kind: Callable[[Any], Any], *, attention: str = "eager") -
     """A Hugging Face model whose every parameter is drawn; eager, which alone returns patterns."""
     config._attn_implementation = attention
     return tiny.randomised(kind(config), gain=0.8)  # logits near 1: 1e-5 is their rounding
+
+
+def around_zero(model: Any) -> Any:
+    """The same with norms' weights less 1: for families that multiply by 1 + weight."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1 and name.endswith("weight"):
+                weight.sub_(1)
+    return model
 
 
 EXAMPLES = discover("tests.families", "EXAMPLE", Example)

@@ -14,6 +14,19 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 16,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "short_factor": [1.0, 1.5, 2.0, 3.0],
+    "long_factor": [1.5, 4.0, 9.0, 20.0],
+    "original_max_position_embeddings": 16,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "grouped": {},
     "as many key heads as heads": {"num_key_value_heads": 4},
@@ -38,6 +51,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rope theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}},
     "rope linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5}},
     "rope llama3": {"rope_parameters": LLAMA3},
+    "rope yarn": {"rope_parameters": YARN},
+    "rope longrope": {"rope_parameters": LONGROPE},
+    "rope dynamic": {
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
+    },
     "another eps": {"rms_norm_eps": 0.1},
     "one layer": {"num_hidden_layers": 1},
     **{f"act {name}": {"hidden_act": name} for name in ACTIVATIONS},

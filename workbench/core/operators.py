@@ -12,7 +12,7 @@ from types import FunctionType, MappingProxyType
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
@@ -28,7 +28,7 @@ from workbench.core.options import number
 from workbench.core.place import Place
 from workbench.core.sites import Site
 
-Activation = Float[Tensor, "..."]
+Activation = Float[Tensor, "..."] | Int[Tensor, "..."]  # which experts: whole numbers
 Scalars = Mapping[str, float]
 Tensors = Mapping[str, Tensor]
 

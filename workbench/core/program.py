@@ -349,6 +349,8 @@ def _moved(changed: Tensor, value: Tensor) -> Tensor:
     same = (changed == value) | (value == float("-inf"))
     difference = torch.where(same, 0, changed - value)
     wide = torch.float64 if value.dtype == torch.float64 else torch.float32  # half overflows
+    if not difference.is_floating_point():
+        difference = difference.to(wide)
     return torch.linalg.vector_norm(difference, dtype=wide) ** 2
 
 

@@ -5,14 +5,20 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, cast
 
+from torch import Tensor
+
 from workbench.core.errors import OptionError
 from workbench.core.protocols import Sizes
 from workbench.models.config import Config
+from workbench.models.family import renamed, tie
 from workbench.models.layers.attention import Attention
+from workbench.models.layers.block import AnyBlock
 from workbench.models.layers.context import At, in_block, outside_blocks
+from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.mlp import GatedMLP
 from workbench.models.layers.norm import RMSNorm
 from workbench.models.layers.positions import ORIGINAL, Rotary, reach, rotary
+from workbench.models.transformer import Stack
 
 READ = frozenset(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
@@ -111,11 +117,11 @@ def heads(layer: int, sizes: Sizes, *, scale: float | None = None) -> partial[At
 
 
 def gated(
-    layer: int, sizes: Sizes, config: Config, *, bias: bool = False, key: str = "hidden_act"
+    layer: int, sizes: Sizes, config: Config, *, bias: bool = False, d_mlp: int | None = None
 ) -> GatedMLP:
     """A gated feed-forward with the activation that the config names."""
-    act = config.activation(key, "silu")
-    return GatedMLP(sizes.d_model, sizes.d_mlp, act, in_block(layer), bias=bias)
+    act = config.activation("hidden_act", "silu")
+    return GatedMLP(sizes.d_model, d_mlp or sizes.d_mlp, act, in_block(layer), bias=bias)
 
 
 def norm(
@@ -145,6 +151,21 @@ def windows(config: Config, sliding: Sequence[bool]) -> tuple[int | None, ...]:
     return tuple(width if kind == SLIDING else None for kind in kinds)
 
 
+def late_windows(config: Config, n_layers: int) -> tuple[int | None, ...]:
+    """The windows of Qwen: of the layers from `max_window_layers` on, where any are wanted.
+
+    Raises:
+        OptionError: If that is no layer.
+    """
+    if not config.flag("use_sliding_window", default=False) or width(config) is None:
+        return (None,) * n_layers
+    first = config.values.get("max_window_layers", 28)
+    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+        name = f"{config.family}: config key 'max_window_layers'"
+        raise OptionError(name, "a number of at least 0", first)
+    return windows(config, [layer >= first for layer in range(n_layers)])
+
+
 def layer_kinds(config: Config, default: Sequence[str]) -> tuple[str, ...]:
     """What each layer's attention is, by the config or by default.
 
@@ -158,3 +179,42 @@ def layer_kinds(config: Config, default: Sequence[str]) -> tuple[str, ...]:
         allowed = f"a list of {len(default)}, each {SLIDING!r} or {FULL!r}"
         raise OptionError(f"{config.family}: config key 'layer_types'", allowed, found)
     return tuple(map(str, listed))
+
+
+def width(config: Config, name: str = "sliding_window") -> int | None:
+    """The window of all layers, where the config has one."""
+    return None if config.values.get(name) is None else config.count(name)
+
+
+def stack(
+    config: Config,
+    sizes: Sizes,
+    blocks: Sequence[AnyBlock],
+    rope: Mapping[str, Any],
+    *,
+    tied: bool = False,
+    eps: float = 1e-6,
+) -> Stack:
+    """A stack that differs from Llama's in its blocks; `tied`, `eps`: the family's defaults."""
+    return Stack(
+        sizes=sizes,
+        embed=Embedding(sizes.d_vocab, sizes.d_model),
+        blocks=blocks,
+        ln_final=norm(config, sizes.d_model, "ln_final", None, eps),
+        unembed=Unembedding(sizes.d_model, sizes.d_vocab),
+        rotary=turning(config, sizes, rope),
+        tied=config.flag("tie_word_embeddings", default=tied),
+    )
+
+
+def flags(config: Config, *names: str) -> tuple[bool, ...]:
+    """Choices that are false unless the config makes them."""
+    return tuple(config.flag(name, default=False) for name in names)
+
+
+def converted(
+    weights: Mapping[str, Tensor], table: Mapping[str, str], stack: Stack
+) -> dict[str, Tensor]:
+    """A checkpoint's weights under the stack's names, as views."""
+    found = renamed(weights, table, stack.sizes.n_layers, ("rotary_emb.inv_freq",))
+    return tie(found, stack)

@@ -3,18 +3,20 @@
 import math
 
 from workbench.compat.transformer_lens.config import HookedTransformerConfig
+from workbench.core.errors import OptionError
 from workbench.core.sites import Site
 from workbench.models.config import ACTIVATIONS, Activation
 from workbench.models.layers.mlp import MLP, GatedMLP
 from workbench.models.layers.norm import (
     LayerNorm,
+    NoNorm,
     Norm,
     PlainLayerNorm,
     PlainRMSNorm,
     RMSNorm,
 )
 from workbench.models.layers.positions import rotate_neighbours
-from workbench.models.transformer import ParallelBlock, PreNormBlock, Transformer
+from workbench.models.transformer import ParallelBlock, PreNormBlock, Stack, Transformer
 from workbench.models.views.stacks import blocks_of
 
 # Whole key sets are named here: the sites which the classic makes only where a flag says so.
@@ -29,8 +31,14 @@ FLAGGED = {
 
 
 def config_of(model: Transformer) -> HookedTransformerConfig:
-    """What the classic interface says of a model."""
+    """What the classic interface says of a model.
+
+    Raises:
+        OptionError: If it has no words for what the model does.
+    """
     stack, sizes = model.stack, model.sizes
+    _check(stack)
+    windows = [block.attn.window for block in blocks_of(stack)]
     block = blocks_of(stack)[0]
     mlp = block.mlp
     learned = stack.embed.positions is not None
@@ -58,6 +66,10 @@ def config_of(model: Transformer) -> HookedTransformerConfig:
         rotary_adjacent_pairs=block.attn.turn is rotate_neighbours,
         attn_scores_soft_cap=-1.0 if block.attn.cap is None else block.attn.cap,
         output_logits_soft_cap=-1.0 if stack.unembed.cap is None else stack.unembed.cap,
+        use_qk_norm=isinstance(block.attn.q_norm, RMSNorm),
+        use_local_attn=any(windows),
+        window_size=max((width for width in windows if width is not None), default=None),
+        attn_types=["local" if width else "global" for width in windows] if any(windows) else None,
         attention_dir="causal" if stack.causal else "bidirectional",
         attn_only=mlp is None,
         gated_mlp=isinstance(mlp, GatedMLP),
@@ -68,6 +80,31 @@ def config_of(model: Transformer) -> HookedTransformerConfig:
         dtype=model.dtype,
         device=str(model.device),
     )
+
+
+def _check(stack: Stack) -> None:
+    """Refuses what the classic configuration cannot say, lest its weights mean something else.
+
+    Raises:
+        OptionError: If the model does something of the kind; names it.
+    """
+    attentions = [block.attn for block in blocks_of(stack)]
+    norms = [norm for attn in attentions for norm in (attn.q_norm, attn.k_norm)]
+    lacks = {
+        "embeddings times a number": stack.embed.scale is not None,
+        "logits times a number": stack.unembed.scale is not None,
+        "frequencies stretched by a text's length": stack.rotary is not None
+        and stack.rotary.stretch is not None,
+        "layers that turn and layers that do not": len({attn.rotary for attn in attentions}) > 1,
+        "windows of several widths": len({a.window for a in attentions} - {None}) > 1,
+        "attention sinks": any(attn.sinks is not None for attn in attentions),
+        "clipped queries": any(attn.clip is not None for attn in attentions),
+        "norms over all heads": not all(isinstance(norm, RMSNorm | NoNorm) for norm in norms),
+    }
+    found = [name for name, there in lacks.items() if there]
+    if found:
+        allowed = "one the classic interface can describe; use workbench.run on the model itself"
+        raise OptionError("model", allowed, f"one with {', '.join(found)}")
 
 
 def enabled(cfg: HookedTransformerConfig, site: Site) -> bool:

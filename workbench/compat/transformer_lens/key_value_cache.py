@@ -17,6 +17,7 @@ from workbench.core.cache import KeyValueCache
 from workbench.core.errors import OptionError, ShapeError
 from workbench.core.protocols import Model
 from workbench.core.sites import Site, Sites, select
+from workbench.core.tap import UNTAPPED
 from workbench.models.transformer import Transformer
 from workbench.models.views.stacks import blocks_of
 
@@ -31,11 +32,12 @@ def kept_sites(model: Model) -> Sites:
 
 
 def turned(model: Model, layer: int, keys: Entry, positions: Int[Tensor, "batch key"]) -> Entry:
-    """Keys as queries meet them: rotary models turn them by their positions."""
+    """Keys as queries meet them: some normed, and by rotary models turned by their positions."""
     if not isinstance(model, Transformer) or model.stack.rotary is None:
         return keys
-    angles = model.stack.rotary.angles(positions, keys.dtype)
-    return blocks_of(model.stack)[layer].attn.turn(keys, angles)
+    attn = blocks_of(model.stack)[layer].attn
+    keys = attn.k_norm.normalise(keys, UNTAPPED)
+    return attn.turn(keys, model.stack.rotary.angles(positions, keys.dtype))
 
 
 @final

@@ -243,6 +243,8 @@ class BlockWeights:
         self.attn: Final = AttentionWeights(block.attn)
         self.ln1, self.ln2 = NormWeights(block.ln1), NormWeights(block.ln2)
         self._mlp = block.mlp
+        q_norm, k_norm = NormWeights(block.attn.q_norm), NormWeights(block.attn.k_norm)
+        self._of_heads = {**_of_norm("attn.q_norm", q_norm), **_of_norm("attn.k_norm", k_norm)}
 
     @property
     def mlp(self) -> FeedForwardWeights:
@@ -257,7 +259,7 @@ class BlockWeights:
 
     def named(self) -> dict[str, Tensor]:
         """Each weight by its classic name in the block."""
-        found = {**_of_norm("ln1", self.ln1), **self.attn.named()}
+        found = {**_of_norm("ln1", self.ln1), **self.attn.named(), **self._of_heads}
         if self._mlp is None:
             return found
         mlp, gate = self.mlp, self.mlp.W_gate
@@ -360,7 +362,7 @@ def native_names(stack: Stack) -> Mapping[str, str]:
             own = key if part in "KV" else ""
             table[f"{here}.attn.{own}W_{part}"] = f"{here}.attn.{part.lower()}.weight"
             table[f"{here}.attn.{own}b_{part}"] = f"{here}.attn.{part.lower()}.bias"
-        for norm in ("ln1", "ln2"):
+        for norm in ("ln1", "ln2", "attn.q_norm", "attn.k_norm"):
             table[f"{here}.{norm}.w"] = f"{here}.{norm}.weight"
             table[f"{here}.{norm}.b"] = f"{here}.{norm}.bias"
         inner = "inner" if isinstance(block.mlp, GatedMLP) else "up.bias"

@@ -13,9 +13,8 @@ from typing_extensions import override
 from workbench.core.protocols import Sizes
 from workbench.models import modern
 from workbench.models.config import Config
-from workbench.models.family import Family, renamed, tie
+from workbench.models.family import Family
 from workbench.models.layers.context import in_block
-from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.transformer import Block, Stack
 
 READ = modern.READ | frozenset("head_dim attention_bias mlp_bias pretraining_tp".split())
@@ -33,20 +32,11 @@ class Llama(Family):
         rope = modern.rope_of(config)
         sizes = modern.sizes_of(config, rope)
         blocks = [_block(layer, sizes, config) for layer in range(sizes.n_layers)]
-        return Stack(
-            sizes=sizes,
-            embed=Embedding(sizes.d_vocab, sizes.d_model),
-            blocks=blocks,
-            ln_final=modern.norm(config, sizes.d_model, "ln_final", None),
-            unembed=Unembedding(sizes.d_model, sizes.d_vocab),
-            rotary=modern.turning(config, sizes, rope),
-            tied=config.flag("tie_word_embeddings", default=False),
-        )
+        return modern.stack(config, sizes, blocks, rope)
 
     @override
     def convert(self, weights: Mapping[str, Tensor], stack: Stack) -> Mapping[str, Tensor]:
-        found = renamed(weights, NAMES, stack.sizes.n_layers, ("rotary_emb.inv_freq",))
-        return tie(found, stack)
+        return modern.converted(weights, NAMES, stack)
 
 
 def _block(layer: int, sizes: Sizes, config: Config) -> Block:

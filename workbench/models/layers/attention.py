@@ -31,6 +31,7 @@ class Attention(nn.Module):
     and keys of a `rotary` layer, by the pass's angles or, if `local`, by its local ones; `q_norm`
     and `k_norm` come before. A `window` is how many tokens a query sees, itself among them. With
     `sinks`, each head has one more score, which takes its part of the pattern and writes nothing.
+    With `clip`, queries, keys and values lie between -clip and clip.
     """
 
     def __init__(  # noqa: PLR0913 - the sizes and choices of the brick
@@ -53,11 +54,12 @@ class Attention(nn.Module):
         window: int | None = None,
         local: bool = False,
         sinks: bool = False,
+        clip: float | None = None,
     ) -> None:
         super().__init__()
         self.layer, self.n_heads, self.n_groups = layer, n_heads, n_key_value_heads
         self.d_head, self.scale, self.bias, self.out_bias = d_head, scale, bias, out_bias
-        self.turn, self.cap = turn, cap
+        self.turn, self.cap, self.clip = turn, cap, clip
         self.window, self.rotary, self.local = window, rotary, local
         self.q = Linear(d_model, n_heads * d_head, bias=bias)
         self.k = Linear(d_model, n_key_value_heads * d_head, bias=bias)
@@ -93,6 +95,10 @@ class Attention(nn.Module):
         return self._out(z, tap)
 
     def _project(self, linear: nn.Linear, x: Resid | PerHead) -> Heads:
+        y = self._linear(linear, x)
+        return y if self.clip is None else y.clamp(-self.clip, self.clip)
+
+    def _linear(self, linear: nn.Linear, x: Resid | PerHead) -> Heads:
         if x.ndim == 3:
             return linear(x).reshape(*x.shape[:2], -1, self.d_head)
         by_head = rearrange(linear.weight, "(head d) d_model -> head d d_model", d=self.d_head)

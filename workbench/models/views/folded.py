@@ -27,6 +27,8 @@ from workbench.models.layers.norm import (
     PlainLayerNorm,
     PlainRMSNorm,
     RMSNorm,
+    ShiftedRMSNorm,
+    UnbiasedLayerNorm,
 )
 from workbench.models.transformer import PreNormBlock, Stack, Transformer
 from workbench.models.views.factored import refactor
@@ -189,17 +191,22 @@ def _read(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tens
             scaled = weight * norm.weight
             centred = scaled - scaled.mean(1, keepdim=True)
             return centred, shift if bias is None else bias + shift
+        case UnbiasedLayerNorm():
+            scaled = weight * norm.weight
+            return scaled - scaled.mean(1, keepdim=True), bias
         case RMSNorm():
             return weight * norm.weight, bias
+        case ShiftedRMSNorm():
+            return weight * (1 + norm.weight), bias
         case _:
             return weight, bias
 
 
 def _plain(norm: Norm, at: At, name: str) -> Norm:
     match norm:
-        case LayerNorm():
+        case LayerNorm() | UnbiasedLayerNorm():
             return PlainLayerNorm(norm.eps, at, name)
-        case RMSNorm():
+        case RMSNorm() | ShiftedRMSNorm():
             return PlainRMSNorm(norm.eps, at, name)
         case _:
             return norm
@@ -209,7 +216,7 @@ def _center_writers(stack: Stack) -> str | None:
     blocks = blocks_of(stack)
     norms = [stack.ln_final, *(block.ln1 for block in blocks)]
     norms += [block.ln2 for block in blocks if block.mlp is not None]
-    if not all(isinstance(norm, LayerNorm | PlainLayerNorm) for norm in norms):
+    if not all(isinstance(norm, LayerNorm | PlainLayerNorm | UnbiasedLayerNorm) for norm in norms):
         return "only a LayerNorm takes no notice of the mean"
     embed = stack.embed
     embed.tokens = frozen(embed.tokens - embed.tokens.mean(1, keepdim=True))
@@ -244,6 +251,8 @@ def _center_unembed(stack: Stack) -> str | None:
 
 
 def _fold_value_biases(stack: Stack) -> str | None:
+    if any(b.attn.clip or b.attn.sinks is not None for b in blocks_of(stack)):
+        return "values are clipped, or patterns do not sum to 1"
     for block in blocks_of(stack):
         attn = block.attn
         value = bias_of(attn.v)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from workbench.core.errors import OptionError
 from workbench.models.layers.linear import Tiled
+from workbench.models.layers.mlp import MLP, GatedMLP
 from workbench.models.transformer import PreNormBlock, Stack, Transformer
 
 
@@ -45,10 +46,11 @@ def blocks_of(stack: Stack) -> tuple[PreNormBlock, ...]:
         allowed = "a model whose vocabulary is as wide as its stream, for weight views"
         raise OptionError("model", allowed, f"one of width {stack.embed.tokens.shape[1]}")
     blocks = tuple(block for block in stack.blocks if isinstance(block, PreNormBlock))
-    if len(blocks) != len(stack.blocks):
-        other = next(type(b).__name__ for b in stack.blocks if not isinstance(b, PreNormBlock))
+    others = [type(b).__name__ for b in stack.blocks if not isinstance(b, PreNormBlock)]
+    others += [type(b.mlp).__name__ for b in blocks if not isinstance(b.mlp, MLP | GatedMLP | None)]
+    if others:
         allowed = "a model of pre-norm blocks, as weight views and the classic interface need it"
-        raise OptionError("model", allowed, f"one of {other}")
+        raise OptionError("model", allowed, f"one of {others[0]}")
     return blocks
 
 
