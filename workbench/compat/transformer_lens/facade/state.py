@@ -73,9 +73,9 @@ class State:
         return read(call, self._model, self._texts_if_any())
 
     def _tap(self, batch: Batch) -> HookTap:
-        contexts, positions = self._hooks.contexts, batch.positions
+        context, positions = self._hooks.context, batch.positions
         return HookTap(
-            self._hooks.current(), lambda site: Here(str(site), contexts[str(site)], positions)
+            self._hooks.current(), lambda site: Here(str(site), context(str(site)), positions)
         )
 
     def _enabled(self) -> list[str]:
