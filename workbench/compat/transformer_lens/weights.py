@@ -1,7 +1,7 @@
 """A stack's weights in the classic layout: row vectors, heads as an axis, one tensor per block.
 
-Notable: what is shown per block are views of the stack's own tensors; what is stacked over blocks
-is computed once and kept, unless the weights are being trained.
+Notable: what is shown per block are views of the stack's own tensors (see `lending`); what is
+stacked over blocks is made anew each time, as a weight may have been written to.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.compat.transformer_lens.factored_matrix import FactoredMatrix
+from workbench.compat.transformer_lens.lending import Loan
 from workbench.core.errors import OptionError
 from workbench.core.tap import UNTAPPED
 from workbench.models.layers.attention import Attention
@@ -31,8 +32,9 @@ Made = TypeVar("Made")
 class AttentionWeights:
     """The weights of one block's heads; `_W_K` and its like have one head per key-value head."""
 
-    def __init__(self, attn: Attention) -> None:
+    def __init__(self, attn: Attention, loan: Loan) -> None:
         self._attn: Final = attn
+        self._loan = loan
         self._each = attn.n_heads // attn.n_groups
 
     @property
@@ -61,7 +63,7 @@ class AttentionWeights:
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:  # noqa: N802
         """What each head writes of its z."""
-        weight, d = self._attn.o.weight, self._attn.d_head
+        weight, d = self._loan.own(self._attn.o, "weight"), self._attn.d_head
         return rearrange(weight, "d_model (head d) -> head d d_model", d=d)
 
     @property
@@ -90,7 +92,7 @@ class AttentionWeights:
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:  # noqa: N802
         """What is written once for all heads."""
-        return _bias(self._attn.o)
+        return _bias(self._attn.o, self._loan)
 
     @property
     def QK(self) -> FactoredMatrix:  # noqa: N802
@@ -111,18 +113,20 @@ class AttentionWeights:
         return {f"attn.{name}": value for name, value in found.items()}
 
     def _reads(self, linear: nn.Linear) -> Matrices:
-        return rearrange(linear.weight, "(head d) d_model -> head d_model d", d=self._attn.d_head)
+        weight = self._loan.own(linear, "weight")
+        return rearrange(weight, "(head d) d_model -> head d_model d", d=self._attn.d_head)
 
     def _biases(self, linear: nn.Linear) -> Biases:
-        return rearrange(_bias(linear), "(head d) -> head d", d=self._attn.d_head)
+        return rearrange(_bias(linear, self._loan), "(head d) -> head d", d=self._attn.d_head)
 
 
 @final
 class FeedForwardWeights:
     """The weights of one block's neurons; may be called on the normalised stream."""
 
-    def __init__(self, mlp: FeedForward) -> None:
+    def __init__(self, mlp: FeedForward, loan: Loan) -> None:
         self._mlp: Final = mlp
+        self._loan = loan
 
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """What the neurons write, each position by itself."""
@@ -132,17 +136,18 @@ class FeedForwardWeights:
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:  # noqa: N802
         """What each neuron reads; the linear half of a gated one."""
-        return self._brick().up.weight.mT
+        return self._loan.own(self._brick().up, "weight").mT
 
     @property
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"] | None:  # noqa: N802
         """What each gate reads; None if there is none."""
-        return self._mlp.gate.weight.mT if isinstance(self._mlp, GatedMLP) else None
+        mlp = self._mlp
+        return self._loan.own(mlp.gate, "weight").mT if isinstance(mlp, GatedMLP) else None
 
     @property
     def W_out(self) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802
         """What each neuron writes."""
-        return self._brick().down.weight.mT
+        return self._loan.own(self._brick().down, "weight").mT
 
     @property
     def b_in(self) -> Float[Tensor, " d_mlp"]:
@@ -153,7 +158,7 @@ class FeedForwardWeights:
         """
         mlp = self._mlp
         if not isinstance(mlp, GatedMLP):
-            return _bias(self._brick().up)
+            return _bias(self._brick().up, self._loan)
         for name, linear in (("gate", mlp.gate), ("linear", mlp.up)):
             bias = bias_of(linear)
             if bias is not None and bool(bias.any()):
@@ -161,12 +166,14 @@ class FeedForwardWeights:
                     "b_in", "read from a model whose gated neurons have no bias before the product",
                     f"a {name} bias, which the classic format has no name for",
                 )  # fmt: skip
-        return mlp.up.weight.new_zeros(mlp.up.weight.shape[0]) if mlp.inner is None else mlp.inner
+        if mlp.inner is None:
+            return mlp.up.weight.new_zeros(mlp.up.weight.shape[0])
+        return self._loan.own(mlp, "inner")
 
     @property
     def b_out(self) -> Float[Tensor, " d_model"]:
         """What is written once for all neurons."""
-        return _bias(self._brick().down)
+        return _bias(self._brick().down, self._loan)
 
     def _brick(self) -> MLP | GatedMLP:
         if not isinstance(self._mlp, MLP | GatedMLP):
@@ -178,23 +185,20 @@ class FeedForwardWeights:
 class NormWeights:
     """A norm; may be called on any tensor whose last axis is the stream."""
 
-    def __init__(self, norm: Norm) -> None:
+    def __init__(self, norm: Norm, loan: Loan) -> None:
         self._norm: Final = norm
+        self._loan = loan
 
     @property
     def w(self) -> Float[Tensor, " d_model"] | None:
         """Its weight; None where it is folded."""
-        return self._norm.weight if isinstance(self._norm, LayerNorm | RMSNorm) else None
+        weighted = isinstance(self._norm, LayerNorm | RMSNorm)
+        return self._loan.own(self._norm, "weight") if weighted else None
 
     @property
     def b(self) -> Float[Tensor, " d_model"] | None:
         """Its bias; None where there is none."""
-        return self._norm.bias if isinstance(self._norm, LayerNorm) else None
-
-    @property
-    def brick(self) -> Norm:
-        """The norm itself."""
-        return self._norm
+        return self._loan.own(self._norm, "bias") if isinstance(self._norm, LayerNorm) else None
 
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """The normalised values, each by its own statistics."""
@@ -239,10 +243,10 @@ class UnembedWeights:
 class BlockWeights:
     """One block's parts: `attn`, `ln1`, and where it has neurons `mlp` and `ln2`."""
 
-    def __init__(self, block: PreNormBlock) -> None:
-        self.attn: Final = AttentionWeights(block.attn)
-        self.ln1, self.ln2 = NormWeights(block.ln1), NormWeights(block.ln2)
-        self._mlp = block.mlp
+    def __init__(self, block: PreNormBlock, loan: Loan) -> None:
+        self.attn: Final = AttentionWeights(block.attn, loan)
+        self.ln1, self.ln2 = NormWeights(block.ln1, loan), NormWeights(block.ln2, loan)
+        self._mlp, self._loan = block.mlp, loan
 
     @property
     def mlp(self) -> FeedForwardWeights:
@@ -253,7 +257,7 @@ class BlockWeights:
         """
         if self._mlp is None:
             raise OptionError("blocks[...].mlp", "left out", "an attention-only model")
-        return FeedForwardWeights(self._mlp)
+        return FeedForwardWeights(self._mlp, self._loan)
 
     def named(self) -> dict[str, Tensor]:
         """Each weight by its classic name in the block."""
@@ -271,17 +275,16 @@ class BlockWeights:
 class ClassicWeights:
     """All weights of a stack; stacked ones have the blocks as their first axis."""
 
-    def __init__(self, stack: Stack, *, keep: bool) -> None:
-        """`keep` computes each stacked tensor once: right for weights that never change."""
-        self._stack, self._keep = stack, keep
-        self._made: dict[str, Tensor] = {}
-        self.blocks: Final = tuple(BlockWeights(block) for block in blocks_of(stack))
-        self.ln_final: Final = NormWeights(stack.ln_final)
+    def __init__(self, stack: Stack, loan: Loan) -> None:
+        """`loan` says which weights are copied before they are handed out."""
+        self._stack, self._loan = stack, loan
+        self.blocks: Final = tuple(BlockWeights(block, loan) for block in blocks_of(stack))
+        self.ln_final: Final = NormWeights(stack.ln_final, loan)
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802
         """The token embedding."""
-        return self._stack.embed.tokens
+        return self._loan.own(self._stack.embed, "tokens")
 
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:  # noqa: N802
@@ -292,28 +295,23 @@ class ClassicWeights:
         """
         if self._stack.embed.positions is None:
             raise OptionError("W_pos", "read from a model with learned positions", "none")
-        return self._stack.embed.positions
+        return self._loan.own(self._stack.embed, "positions")
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
         """The unembedding."""
-        return self._stack.unembed.weight.mT
+        return self._loan.own(self._stack.unembed, "weight").mT
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:  # noqa: N802
         """The bias of the logits."""
         unembed = self._stack.unembed
         zeros = unembed.weight.new_zeros(unembed.weight.shape[0])
-        return zeros if unembed.bias is None else unembed.bias
+        return zeros if unembed.bias is None else self._loan.own(unembed, "bias")
 
-    def stacked(self, name: str, of: Callable[[BlockWeights], Tensor]) -> Tensor:
+    def stacked(self, of: Callable[[BlockWeights], Tensor]) -> Tensor:
         """One tensor of every block, blocks first."""
-        if name in self._made:
-            return self._made[name]
-        made = torch.stack([of(block) for block in self.blocks])
-        if self._keep:
-            self._made[name] = made  # a thread that comes second makes the same again
-        return made
+        return torch.stack([of(block) for block in self.blocks])
 
     def named(self) -> dict[str, Tensor]:
         """Every weight by its classic name; views of the stack's own tensors."""
@@ -331,9 +329,10 @@ def _of_norm(name: str, norm: NormWeights) -> dict[str, Tensor]:
     return {key: value for key, value in parts.items() if value is not None}
 
 
-def _bias(linear: nn.Linear) -> Tensor:
-    bias = bias_of(linear)
-    return linear.weight.new_zeros(linear.weight.shape[0]) if bias is None else bias
+def _bias(linear: nn.Linear, loan: Loan) -> Tensor:
+    if bias_of(linear) is None:
+        return linear.weight.new_zeros(linear.weight.shape[0])
+    return loan.own(linear, "bias")
 
 
 def native(name: str, value: Tensor) -> Tensor:
