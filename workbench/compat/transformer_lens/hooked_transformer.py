@@ -20,6 +20,7 @@ from workbench.compat.transformer_lens.describe import config_of
 from workbench.compat.transformer_lens.facade.caching import Caching
 from workbench.compat.transformer_lens.facade.flags import Flags
 from workbench.compat.transformer_lens.facade.generating import Generating
+from workbench.compat.transformer_lens.facade.naming import Naming
 from workbench.compat.transformer_lens.facade.running import Running
 from workbench.compat.transformer_lens.facade.storing import Storing
 from workbench.compat.transformer_lens.facade.training import Training
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @final
-class HookedTransformer(Running, Caching, Generating, Storing, Training, Flags):
+class HookedTransformer(Running, Caching, Generating, Storing, Naming, Training, Flags):
     """The classic interface over a model that is loaded, or built from a configuration.
 
     `model` wraps a model that is there already, as `from_pretrained` does; else one is built, with

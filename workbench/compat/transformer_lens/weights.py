@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from workbench.compat.transformer_lens.factored_matrix import FactoredMatrix
 from workbench.compat.transformer_lens.lending import Loan
+from workbench.compat.transformer_lens.places import Place, Shown
 from workbench.core.errors import OptionError
 from workbench.core.tap import UNTAPPED
 from workbench.models.layers.attention import Attention
@@ -29,12 +30,13 @@ Made = TypeVar("Made")
 
 
 @final
-class AttentionWeights:
+class AttentionWeights(Place):
     """The weights of one block's heads; `_W_K` and its like have one head per key-value head."""
 
-    def __init__(self, attn: Attention, loan: Loan) -> None:
+    def __init__(self, attn: Attention, name: str, shown: Shown) -> None:
+        super().__init__(name, shown.find)
         self._attn: Final = attn
-        self._loan = loan
+        self._loan = shown.loan
         self._each = attn.n_heads // attn.n_groups
 
     @property
@@ -121,12 +123,13 @@ class AttentionWeights:
 
 
 @final
-class FeedForwardWeights:
+class FeedForwardWeights(Place):
     """The weights of one block's neurons; may be called on the normalised stream."""
 
-    def __init__(self, mlp: FeedForward, loan: Loan) -> None:
+    def __init__(self, mlp: FeedForward, name: str, shown: Shown) -> None:
+        super().__init__(name, shown.find)
         self._mlp: Final = mlp
-        self._loan = loan
+        self._loan = shown.loan
 
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """What the neurons write, each position by itself."""
@@ -182,12 +185,13 @@ class FeedForwardWeights:
 
 
 @final
-class NormWeights:
+class NormWeights(Place):
     """A norm; may be called on any tensor whose last axis is the stream."""
 
-    def __init__(self, norm: Norm, loan: Loan) -> None:
+    def __init__(self, norm: Norm, name: str, shown: Shown) -> None:
+        super().__init__(name, shown.find)
         self._norm: Final = norm
-        self._loan = loan
+        self._loan = shown.loan
 
     @property
     def w(self) -> Float[Tensor, " d_model"] | None:
@@ -240,13 +244,27 @@ class UnembedWeights:
 
 
 @final
-class BlockWeights:
-    """One block's parts: `attn`, `ln1`, and where it has neurons `mlp` and `ln2`."""
+class BlockWeights(Place):
+    """One block's parts: `attn`, `ln1`, and where it has neurons `mlp` and `ln2`.
 
-    def __init__(self, block: PreNormBlock, loan: Loan) -> None:
-        self.attn: Final = AttentionWeights(block.attn, loan)
-        self.ln1, self.ln2 = NormWeights(block.ln1, loan), NormWeights(block.ln2, loan)
-        self._mlp, self._loan = block.mlp, loan
+    It may be called on the stream before it, with the facade's hooks.
+    """
+
+    def __init__(self, block: PreNormBlock, layer: int, shown: Shown) -> None:
+        here = f"blocks.{layer}"
+        super().__init__(here, shown.find)
+        self.attn: Final = AttentionWeights(block.attn, f"{here}.attn", shown)
+        self.ln1: Final = NormWeights(block.ln1, f"{here}.ln1", shown)
+        self.ln2: Final = NormWeights(block.ln2, f"{here}.ln2", shown)
+        self._mlp, self._layer, self._shown = block.mlp, layer, shown
+
+    def __call__(
+        self,
+        resid_pre: Float[Tensor, "batch pos d_model"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The stream after the block; the facade's hooks act."""
+        return self._shown.run(self._layer, resid_pre, attention_mask)
 
     @property
     def mlp(self) -> FeedForwardWeights:
@@ -257,7 +275,7 @@ class BlockWeights:
         """
         if self._mlp is None:
             raise OptionError("blocks[...].mlp", "left out", "an attention-only model")
-        return FeedForwardWeights(self._mlp, self._loan)
+        return FeedForwardWeights(self._mlp, f"blocks.{self._layer}.mlp", self._shown)
 
     def named(self) -> dict[str, Tensor]:
         """Each weight by its classic name in the block."""
@@ -275,11 +293,13 @@ class BlockWeights:
 class ClassicWeights:
     """All weights of a stack; stacked ones have the blocks as their first axis."""
 
-    def __init__(self, stack: Stack, loan: Loan) -> None:
-        """`loan` says which weights are copied before they are handed out."""
-        self._stack, self._loan = stack, loan
-        self.blocks: Final = tuple(BlockWeights(block, loan) for block in blocks_of(stack))
-        self.ln_final: Final = NormWeights(stack.ln_final, loan)
+    def __init__(self, stack: Stack, shown: Shown) -> None:
+        """`shown.loan` says which weights are copied before they are handed out."""
+        self._stack, self._loan = stack, shown.loan
+        self.blocks: Final = tuple(
+            BlockWeights(block, layer, shown) for layer, block in enumerate(blocks_of(stack))
+        )
+        self.ln_final: Final = NormWeights(stack.ln_final, "ln_final", shown)
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from workbench.compat.transformer_lens.building import build
-from workbench.compat.transformer_lens.calls import Call, Read, read
+from workbench.compat.transformer_lens.calls import Call, Read, read, run_call
 from workbench.compat.transformer_lens.config import HookedTransformerConfig
 from workbench.compat.transformer_lens.describe import enabled
 from workbench.compat.transformer_lens.hooks import Here, Hooks, SitePoint
 from workbench.compat.transformer_lens.lending import Loan
+from workbench.compat.transformer_lens.places import Shown
 from workbench.compat.transformer_lens.taps import HookTap
 from workbench.compat.transformer_lens.tokens import PaddingSide, Texts
 from workbench.compat.transformer_lens.weights import ClassicWeights
@@ -55,8 +59,9 @@ class State:
     def _bind(self, model: Transformer) -> None:
         """Shows a model: its weights, and itself or a view of it as what runs."""
         self._base, self._loan = self._kept(model)
-        self._read = ClassicWeights(self._base.stack, Loan())
-        self._weights = ClassicWeights(self._base.stack, self._loan)
+        shown = Shown(self._loan, self._find, self._through)
+        self._read = ClassicWeights(self._base.stack, Shown())
+        self._weights = ClassicWeights(self._base.stack, shown)
         self._choose()
 
     def _choose(self) -> None:
@@ -65,6 +70,16 @@ class State:
         if self.cfg.ungroup_grouped_query_attention and self.cfg.groups != self.cfg.n_heads:
             self._loan.own_all()  # else the view would go on reading what is no longer the base's
             self._model = ungrouped(self._base)
+
+    def _find(self, name: str) -> SitePoint | None:
+        return self.hook_dict.get(name)
+
+    def _through(self, layer: int, stream: Tensor, mask: Tensor | None) -> Tensor:
+        """The stream after one block, of the one before it."""
+        call = Call(stream, start_at_layer=layer, stop_at_layer=layer + 1, attention_mask=mask)
+        reading = self._reading(call)
+        after = run_call(call, reading, self._model, self._tap(reading.batch))
+        return torch.as_tensor(after)
 
     def _kept(self, model: Transformer) -> tuple[Transformer, Loan]:
         """The model, or one of the same tensors, none of which is handed out before it is copied.

@@ -40,6 +40,22 @@ class Training(State):
         """To an Apple GPU."""
         return self.to("mps")
 
+    def half(self: Facade) -> Facade:
+        """To float16."""
+        return self.to(torch.float16)
+
+    def bfloat16(self: Facade) -> Facade:
+        """To bfloat16."""
+        return self.to(torch.bfloat16)
+
+    def float(self: Facade) -> Facade:
+        """To float32."""
+        return self.to(torch.float32)
+
+    def double(self: Facade) -> Facade:
+        """To float64."""
+        return self.to(torch.float64)
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights; only those of a facade made from a configuration take gradients.
 
