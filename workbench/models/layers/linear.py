@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from typing_extensions import override
 
 DEPTH = 192  # inputs per tile
@@ -71,6 +72,14 @@ class Tiles:
     def __deepcopy__(self, memo: dict[int, object]) -> "Tiles":
         return self
 
+    @override
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _none, ()  # the kernel's order is this machine's own: a pickled model has none
+
+
+def _none() -> None:
+    return None
+
 
 @final
 class Linear(nn.Linear):
@@ -86,9 +95,21 @@ class Linear(nn.Linear):
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles | None) -> Tensor:
     """The linear map x Wᵀ + b, by tiles where that is faster and nobody asks for a gradient."""
     many = x.numel() >= MANY * x.shape[-1]
-    if tiles is None or many or torch.is_grad_enabled() or not tiles.of(weight):
+    if tiles is None or many or torch.is_grad_enabled() or _followed(x) or _followed(weight):
         return F.linear(x, weight, bias)
-    return tiles.multiply(x, bias)
+    return tiles.multiply(x, bias) if tiles.of(weight) else F.linear(x, weight, bias)
+
+
+def _followed(x: Tensor) -> bool:
+    """Whether a tangent goes with it, or a transform of torch.func: the tiles know of neither.
+
+    Forward-mode derivatives are taken under `no_grad` too.
+    """
+    return _is_wrapped(x) or unpack_dual(x).tangent is not None
+
+
+_C: Any = torch._C  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - torch has no public name
+_is_wrapped: Callable[[Tensor], bool] = _C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001
 
 
 def of_its_weight(weight: Tensor, tiles: Tiles | None) -> Tiles | None:
