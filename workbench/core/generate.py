@@ -7,6 +7,7 @@ and in one full forward over the finished text; a row never depends on its neigh
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import GEN_RUNNING, getgeneratorstate
 from types import MappingProxyType
 from typing import Literal, final, overload
 
@@ -119,7 +120,7 @@ class Stream(Iterator[Piece]):
         Where another thread is making a piece, that one is the last.
         """
         self._closed = True
-        if not self._pieces.gi_running:
+        if getgeneratorstate(self._pieces) != GEN_RUNNING:
             self._pieces.close()
 
     def __enter__(self) -> "Stream":
