@@ -127,3 +127,11 @@ def test_positions_that_are_none_are_refused() -> None:
             PathPatching(positions=wrong)(tiny.model(), ONE)
     with pytest.raises(EmptySelectionError, match="positions is empty"):
         PathPatching(positions=())(tiny.model(), ONE)
+
+
+def test_one_place_named_from_both_ends_is_named_twice() -> None:
+    six = f"two of these are one place in prompt 0 of {len(ONE.clean)} tokens"
+    for wrong in ((5, -1), (0, 3, -6)):
+        with pytest.raises(OptionError, match=six):
+            PathPatching(positions=wrong)(tiny.model(), ONE)
+    assert PathPatching(positions=(5, -2))(tiny.model(), ONE).scores is not None

@@ -285,3 +285,63 @@ def test_the_cache_of_a_facade_takes_the_stream_apart(kind: str) -> None:
     parts, labels = cache.get_full_resid_decomposition(return_labels=True)
     tiny.close(parts.sum(0), cache["resid_post", -1], 1e-4)
     assert "bias" in labels
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_hook_points_are_attributes_of_what_they_are_in(kind: str) -> None:
+    facade, seen = fresh(kind), list[str]()
+    block: Any = facade.blocks[1]
+    points = [facade.hook_embed, block.hook_resid_mid, block.attn.hook_pattern]
+    points += [block.ln1.hook_scale, block.mlp.hook_post, facade.ln_final.hook_normalized]
+    for point in points:
+        assert point is facade.hook_dict[point.name]
+        point.add_hook(lambda value, hook: seen.append(hook.name))
+    logits(facade)
+    assert seen == sorted((p.name for p in points), key=list(facade.hook_dict).index)
+    if kind == "llama":
+        with pytest.raises(AttributeError, match="no hook point 'hook_pos_embed'"):
+            _ = facade.hook_pos_embed
+    with pytest.raises(AttributeError, match="AttentionWeights has no 'hook_zz'"):
+        _ = block.attn.hook_zz
+    with pytest.raises(AttributeError, match="BlockWeights has no 'W_Q'"):
+        _ = block.W_Q
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_block_may_be_called(kind: str) -> None:
+    facade, wanted = fresh(kind), ["blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"]
+    cache: Any = facade.run_with_cache(IDS, names_filter=wanted)[1]
+    after = facade.blocks[1](cache["resid_pre", 1])
+    assert tiny.same_bytes(after, cache["resid_post", 1])
+    mask = torch.ones_like(IDS)
+    mask[:, 0] = 0
+    masked = facade.run_with_cache(IDS, attention_mask=mask, names_filter=wanted)[1]
+    found = facade.blocks[1](masked["resid_pre", 1], mask)
+    assert tiny.same_bytes(found[:, 1:], masked["resid_post", 1][:, 1:])
+    facade.add_hook("blocks.1.hook_mlp_out", lambda value, hook: value * 0)
+    assert not torch.equal(facade.blocks[1](cache["resid_pre", 1]), after)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_parts_are_listed_by_the_classic_s_names(kind: str) -> None:
+    facade = fresh(kind)
+    found = dict(facade.named_modules())
+    assert found[""] is facade
+    assert found["blocks.1.attn"] is facade.blocks[1].attn
+    assert {n for n, p in found.items() if p in facade.hook_points()} == set(facade.hook_dict)
+    assert ("pos_embed" in found) == (kind == "gpt2")
+    assert len(list(facade.modules())) == len(found)
+    top = {"embed", "hook_embed", "blocks", "ln_final", "unembed"}
+    top |= {"pos_embed", "hook_pos_embed"} if kind == "gpt2" else set()
+    assert {name for name, _ in facade.named_children()} - {"hook_unembed"} == top
+    assert len(list(facade.children())) == len(top) + 1
+
+
+def test_a_facade_is_converted_as_a_module_is() -> None:
+    facade, before = fresh(), tiny.digest(tiny.model("gpt2"))
+    assert facade.double() is facade
+    assert logits(facade).dtype is facade.cfg.dtype is torch.float64
+    assert logits(facade.half()).dtype is torch.float16
+    assert logits(facade.bfloat16()).dtype is torch.bfloat16
+    assert logits(facade.float()).dtype is torch.float32
+    assert tiny.digest(tiny.model("gpt2")) == before

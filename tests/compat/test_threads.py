@@ -78,3 +78,27 @@ def test_sixteen_threads_on_one_facade_get_what_each_gets_alone(kind: str, runs:
     assert torch.equal(torch.get_rng_state(), draws)
     assert all(weight.grad is None for weight in facade.engine.stack.parameters())
     assert not facade.hook_dict[site].fwd_hooks
+
+
+def test_what_a_hook_keeps_is_its_own_thread_s() -> None:
+    facade, together, site = fresh(), Barrier(2, timeout=20), "hook_embed"
+
+    def note(value: Tensor, hook: Any) -> None:
+        hook.ctx.setdefault("seen", []).append(float(value[0, 0, 0]))
+        together.wait()  # both have written before either goes on
+
+    def thread(factor: float) -> list[float]:
+        pairs = [(site, scaled(factor)), (site, note)]
+        for _ in range(2):
+            facade.run_with_hooks(IDS, fwd_hooks=pairs)
+        kept = list(facade.hook_dict[site].ctx["seen"])
+        if factor == 2.0:
+            facade.reset_hooks()
+        together.wait()
+        assert ("seen" in facade.hook_dict[site].ctx) == (factor != 2.0)
+        return kept
+
+    first = float(facade.W_E[IDS[0, 0], 0])
+    with tiny.unchecked(), ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(thread, (2.0, 4.0))) == [[2 * first] * 2, [4 * first] * 2]
+    assert facade.hook_dict[site].ctx == {}

@@ -1,5 +1,6 @@
 """Classic weights: row vectors that give the sites, state dicts both ways, and views of them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests import tiny
 from tests.compat.classic import IDS, folded, fresh, logits, raw
 from workbench.compat.transformer_lens.hooked_transformer import HookedTransformer
 from workbench.core.errors import OptionError, WeightsError
+from workbench.models.transformer import Transformer
 
 kinds = pytest.mark.parametrize("kind", tiny.KINDS)
 STACKED = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "b_Q", "b_K", "b_V", "b_O", "b_out")
@@ -73,16 +75,88 @@ def test_a_write_that_torch_cannot_see_is_followed(
     tiny.close(after, logits(facade), 1e-5)  # with gradients, which have one form only
 
 
+def lent(facade: HookedTransformer, model: Transformer) -> set[str]:
+    """The weights that a facade has of a model, and not a copy of."""
+    places = {weight.data_ptr() for weight in model.stack.parameters()}
+    return {n for n, w in facade.engine.stack.named_parameters() if w.data_ptr() in places}
+
+
+WRITES: dict[str, Callable[[Any], Any]] = {
+    "W_Q": lambda facade: facade.blocks[0].attn.W_Q,
+    "b_O": lambda facade: facade.blocks[2].attn.b_O,
+    "W_out": lambda facade: facade.blocks[1].mlp.W_out,
+    "b_in": lambda facade: facade.blocks[1].mlp.b_in,
+    "ln1.w": lambda facade: facade.blocks[1].ln1.w,
+    "ln_final.b": lambda facade: facade.ln_final.b,
+    "W_E": lambda facade: facade.W_E,
+    "W_pos": lambda facade: facade.pos_embed.W_pos,
+    "W_U": lambda facade: facade.unembed.W_U,
+    "QK": lambda facade: facade.blocks[0].attn.QK.A,
+    "state_dict": lambda facade: facade.state_dict()["blocks.0.attn.W_V"],
+    "parameters": lambda facade: list(facade.parameters())[3],
+    "named_parameters": lambda facade: dict(facade.named_parameters())["blocks.1.mlp.W_in"],
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("processed", [False, True])
+def test_a_write_into_a_facade_is_not_one_into_the_model(name: str, processed: bool) -> None:
+    model = wb.load(tiny.hf("gpt2"), tokenizer=tiny.Bytes())
+    make: Any = HookedTransformer.from_pretrained if processed else plain_of
+    facade = make(model)
+    if processed and name in ("ln1.w", "ln_final.b"):
+        assert WRITES[name](facade) is None  # folded away
+        return
+    before, said = tiny.digest(model), logits(facade)
+    assert processed or len(lent(facade, model)) == len(list(model.stack.parameters()))
+    WRITES[name](facade).data[...] = 2.0
+    assert tiny.digest(model) == before
+    assert not torch.equal(logits(facade), said)  # the facade's own is written to
+    assert bool((WRITES[name](facade) == 2.0).all())
+
+
+def plain_of(model: Transformer) -> HookedTransformer:
+    """A facade over the weights of a model, as they are."""
+    return HookedTransformer.from_pretrained_no_processing(model)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_facade_copies_what_it_hands_out_and_no_more(kind: str) -> None:
+    model = wb.load(tiny.hf(kind), tokenizer=tiny.Bytes())
+    facade, names = plain_of(model), {n for n, _ in model.stack.named_parameters()}
+    said = logits(facade)
+    with tiny.unchecked():  # a check of a protocol reads every property there is
+        facade.run_with_cache(IDS)
+        facade.generate(IDS, 2)
+    assert facade.W_Q.shape[0] == 3  # a stack is a copy already
+    assert lent(facade, model) == names
+    first, again = facade.blocks[0].attn.W_Q, facade.blocks[0].attn.W_Q
+    assert first.data_ptr() == again.data_ptr()  # copied once
+    assert names - lent(facade, model) == {"blocks.0.attn.q.weight"}
+    assert tiny.same_bytes(logits(facade), said)
+    facade.load_state_dict(facade.state_dict())
+    facade.process_weights_()
+    assert lent(facade, model) == set()
+    tiny.close(logits(facade).log_softmax(-1), said.log_softmax(-1), 1e-5)
+
+
 @kinds
-def test_grouped_heads_are_repeated_and_stacks_are_made_once(kind: str) -> None:
+def test_grouped_heads_are_repeated_and_stacks_are_never_stale(kind: str) -> None:
     facade = raw(kind)
     heads = facade.cfg.n_heads
     assert facade.W_K.shape == (3, heads, 24, 8)
     own: Any = facade.blocks[0].attn
     assert torch.equal(facade.W_K[0], own._W_K.repeat_interleave(heads // facade.cfg.groups, 0))
-    made: Any = facade
+    mine: Any = fresh(kind)
     for name in STACKED:
-        assert made.__getattribute__(name) is made.__getattribute__(name), name
+        part: Any = mine.blocks[1].attn if name[2] in "QKVO" else mine.blocks[1].mlp
+        if kind == "gpt2" or not name.startswith(
+            "b_"
+        ):  # zeros that stand for no bias are no weight
+            part.__getattribute__(
+                name if name[-1] not in "KV" else f"{'_' * (heads != facade.cfg.groups)}{name}"
+            ).data.fill_(2.0)
+            assert bool((mine.__getattribute__(name)[1] == 2.0).all()), name
     assert (facade.W_gate is None) == (kind == "gpt2")
 
 

@@ -87,9 +87,9 @@ class Counting:
 
     def unembed(self, resid: Resid, tap: Tap, *, vocabulary: Tensor | None = None) -> Logits:
         """Notes the shape of what is unembedded."""
-        logits = self.model.unembed(resid, tap, vocabulary=vocabulary)
-        self.unembedded.append(tuple(logits.shape))
-        return logits
+        width = self.sizes.d_vocab if vocabulary is None else len(vocabulary)
+        self.unembedded.append((*resid.shape[:2], width))
+        return self.model.unembed(resid, tap, vocabulary=vocabulary)
 
     def forget(self) -> None:
         """Counts from zero."""

@@ -17,6 +17,7 @@ from workbench.core.errors import (
     UnknownNameError,
 )
 from workbench.core.sites import Site
+from workbench.models.layers.mlp import MLP
 
 kinds = pytest.mark.parametrize("kind", tiny.KINDS)
 sides = pytest.mark.parametrize("side", ["left", "right"])
@@ -93,6 +94,27 @@ def test_reading_runs_one_block_and_reading_several_sites_of_it_too() -> None:
     with tiny.unchecked():
         assert len(list(trace.items())) == len(list(trace.values())) == len(model.sites)
     assert (model.blocks, model.embedded, len(model.unembedded)) == ([0, 1, 2] * 2, 2, 2)
+
+
+def test_a_replay_ends_at_the_last_site_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    feed = MLP.feed
+
+    def counted(mlp: MLP, x: Tensor, tap: wb.Tap) -> Tensor:
+        fed.append(1)
+        return feed(mlp, x, tap)
+
+    monkeypatch.setattr(MLP, "feed", counted)
+    trace = wb.run(tiny.model("gpt2"), ROWS, record="all")
+    whole = wb.run(tiny.model("gpt2"), ROWS, record="*")
+    fed.clear()
+    patterns = trace.read("blocks.*.attn.hook_pattern")
+    both = trace.read(["blocks.1.attn.hook_pattern", "blocks.1.hook_attn_out"])
+    assert fed == []
+    for site, value in {**patterns, **both}.items():
+        tiny.close(value, whole[site], 1e-5)
+    assert len(trace.read(["blocks.1.attn.hook_pattern", "blocks.1.mlp.hook_post"])) == 2
+    assert fed == [1]
 
 
 def test_streams_are_read_without_running_anything() -> None:

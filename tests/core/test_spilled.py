@@ -70,10 +70,71 @@ def test_of_a_run_of_everything_it_has_the_streams(tmp_path: Path, max_tokens: i
     for site, value in again.items():
         assert tiny.same_bytes(value, trace[site])
     assert SITE not in again
-    with pytest.raises(NotRecordedError, match=r"does not have blocks\.1\.attn\.hook_z; run it"):
+    with pytest.raises(NotRecordedError, match=r"does not have blocks\.1\.attn\.hook_z; give"):
         again[SITE]
     with pytest.raises(UnknownNameError):
         again["blocks.1.attn.z"]
+
+
+REPLAYED = [
+    *PLAN,
+    wb.Intervention("blocks.0.attn.hook_pattern", wb.ops.scale(0.7), rows=[2, 0], heads=1),
+    wb.Intervention("blocks.2.hook_mlp_out", wb.ops.add(tiny.normal(3, 6, 24))),
+]
+
+
+@pytest.mark.parametrize("max_tokens", [None, 6])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_with_its_model_a_run_of_everything_is_replayed(
+    tmp_path: Path, max_tokens: int | None, side: Any
+) -> None:
+    options: Any = {"record": "all", "max_tokens": max_tokens, "padding_side": side}
+    trace = spilled(tmp_path, plan=REPLAYED, **options)
+    again = wb.load_trace(tmp_path, model=tiny.model())
+    assert again.sites == trace.sites == tiny.model().sites
+    for (site, value), (other, own) in zip(again.items(), trace.items(), strict=True):
+        assert site == other
+        assert tiny.same_bytes(value, own), site
+    some = ["blocks.*.attn.hook_pattern", SITE]
+    read, own = again.read(some), trace.read(some)
+    assert list(read) == list(own)
+    for site, value in read.items():
+        assert tiny.same_bytes(value, own[site])
+    assert SITE in again
+    assert len(again) == len(trace)
+
+
+def test_a_run_of_everything_from_a_stream_is_replayed_from_there_on(tmp_path: Path) -> None:
+    whole = wb.run(tiny.model(), ROWS, record="all")
+    given = (1, whole["blocks.1.hook_resid_pre"])
+    wb.run(tiny.model(), ROWS, record="all", start=given, spill=tmp_path)
+    again = wb.load_trace(tmp_path, model=tiny.model())
+    assert str(again.sites[0]) == "blocks.1.hook_resid_pre"
+    assert tiny.same_bytes(again[SITE], whole[SITE])
+    with pytest.raises(NotRecordedError, match=r"does not have blocks\.0\.attn\.hook_z"):
+        again["blocks.0.attn.hook_z"]
+
+
+def test_another_plan_or_a_recipe_that_is_none_is_refused(tmp_path: Path) -> None:
+    spilled(tmp_path, plan=PLAN, record="all")
+    for replay in ({"first": "0"}, {"first": -1, "given": False, "plan": "x"}, 5):
+        rewritten(tmp_path, replay=replay)
+        with pytest.raises(FormatError, match="does not say how to replay"):
+            wb.load_trace(tmp_path)
+    rewritten(tmp_path, replay={"first": 0, "given": False, "plan": "x"})
+    with pytest.raises(FormatError, match="has the plan of another run"):
+        wb.load_trace(tmp_path, model=tiny.model())
+    assert len(wb.load_trace(tmp_path)) > 0  # without the model nobody needs the plan
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(FormatError, match=r"lacks plan\.json"):
+        wb.load_trace(tmp_path)
+
+
+def test_what_the_system_leaves_in_a_folder_does_no_harm(tmp_path: Path) -> None:
+    spilled(tmp_path)
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    (tmp_path / ".nfs0001").mkdir()
+    assert SITE in wb.load_trace(tmp_path)
 
 
 def test_masks_and_starts_are_kept(tmp_path: Path) -> None:

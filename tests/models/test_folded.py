@@ -145,3 +145,9 @@ def test_what_is_no_truth_value_is_refused() -> None:
     wrong: Any = 1
     with tiny.unchecked(), pytest.raises(OptionError, match="fold_ln must be True or False, got 1"):
         tiny.model("gpt2").folded(fold_ln=wrong)
+
+
+def test_what_folded_gives_is_told_from_the_model_in_it() -> None:
+    made: Any = tiny.model("gpt2").folded()
+    with tiny.unchecked(), pytest.raises(OptionError, match=r"model must be a Model.*its \.model"):
+        wb.run(made, IDS)

@@ -1,6 +1,7 @@
 """Wide matrices in the kernel's order: the same product, and never that of other weights."""
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import workbench as wb
 from tests import tiny
@@ -124,6 +126,36 @@ def test_gradients_go_through_the_weight() -> None:
     layer, x = wide(), normal(5, 200, seed=3).requires_grad_()
     (slope,) = torch.autograd.grad(layer(x).sum(), x)
     assert torch.allclose(slope, layer.weight.sum(0).expand(5, -1), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, by torch.func
+def test_forward_mode_derivatives_go_through_the_weight() -> None:
+    """Also under no_grad, where the tiles would have lost the tangent without a word."""
+    made, x, t = wide(), normal(3, 200), normal(3, 200, seed=2)
+    expected = F.linear(t, made.weight)
+    with torch.no_grad():
+        assert tiny.same_bytes(torch.func.jvp(made, (x,), (t,))[1], expected)
+        with forward_ad.dual_level():
+            dual = made(forward_ad.make_dual(x, t))
+            tangent = forward_ad.unpack_dual(dual).tangent
+            assert tangent is not None
+            assert tiny.same_bytes(tangent, expected)
+            assert tiny.same_bytes(made(x), tiled(made.weight).multiply(x, made.bias))  # as ever
+
+        def of_weight(weight: Tensor) -> Tensor:
+            return torch.func.functional_call(made, {"weight": weight}, (x,))
+
+        moved = torch.func.jvp(of_weight, (made.weight.detach(),), (normal(500, 200, seed=3),))[1]
+        assert tiny.same_bytes(moved, F.linear(x, normal(500, 200, seed=3)))
+
+
+def test_a_pickled_model_is_the_same_without_tiles(rearranged: Transformer) -> None:
+    again = pickle.loads(pickle.dumps(rearranged.stack))
+    tiled = [part for part in again.modules() if isinstance(part, Linear) and part.tiles]
+    assert tiled == []
+    assert len(list(again.parameters())) == len(list(rearranged.stack.parameters()))
+    for own, other in zip(again.parameters(), rearranged.stack.parameters(), strict=True):
+        assert torch.equal(own, other)
 
 
 def test_a_copy_shares_the_tiles_of_weights_it_shares() -> None:

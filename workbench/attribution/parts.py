@@ -123,7 +123,8 @@ def places(positions: Place, base: Batch, *, apart: bool) -> list[Place]:
     """Where senders act: at each position by itself, or at all those named together.
 
     Raises:
-        OptionError: If no prompt has such a position, or one is named twice.
+        OptionError: If no prompt has such a position, or one is named twice, in one prompt perhaps
+            from its beginning and from its end.
     """
     if positions is None and not apart:
         return [None]
@@ -131,6 +132,10 @@ def places(positions: Place, base: Batch, *, apart: bool) -> list[Place]:
     chosen = tuple(range(longest)) if positions is None else indices("positions", positions)
     if min(chosen) < -longest or max(chosen) >= longest or len(set(chosen)) < len(chosen):
         raise OptionError("positions", f"within {-longest}…{longest - 1}, each once", positions)
+    for row, length in enumerate(base.lengths.tolist()):
+        if len({p if p >= 0 else length + p for p in chosen}) < len(chosen):
+            allowed = f"each once: two of these are one place in prompt {row} of {length} tokens"
+            raise OptionError("positions", allowed, positions)
     return [(pos,) for pos in chosen] if apart else [chosen]
 
 

@@ -133,7 +133,7 @@ def _asked(asked: Int[Tensor, " row"], columns: Int[Tensor, "row pos"]) -> Int[T
 
 
 def _part(asked: Request, bucket: Bucket) -> Part:
-    plan, indices = _plan(asked.program.plan, asked.batch, bucket, asked.model)
+    plan, indices = plan_of_bucket(asked.program.plan, asked.batch, bucket, asked.model)
     given = None if asked.given is None else _gathered(asked.given, bucket)
     own = replace(
         asked,
@@ -158,7 +158,9 @@ def _columns(asked: Request, bucket: Bucket) -> Int[Tensor, "row column"] | None
     return columns if real is None else (real[list(bucket.rows)].cumsum(1) - 1).gather(1, columns)
 
 
-def _plan(plan: Plan, batch: Batch, bucket: Bucket, model: Model) -> tuple[Plan, tuple[int, ...]]:
+def plan_of_bucket(
+    plan: Plan, batch: Batch, bucket: Bucket, model: Model
+) -> tuple[Plan, tuple[int, ...]]:
     """The interventions that meet these rows, and their places in the whole plan."""
     mine = [
         (index, _cut(one, batch, bucket, model))

@@ -7,7 +7,7 @@ position of each token, so padding on either side changes no result by more than
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, SupportsIndex, final
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, final
 
 import torch
 from jaxtyping import Int
@@ -235,7 +235,16 @@ def check_model(model: "Model") -> None:
         _ = model.sizes, model.tokenizer
     except AttributeError:
         made = "a Model, which wb.load makes of a name, a folder or a Hugging Face model"
-        raise OptionError("model", made, model) from None
+        raise OptionError("model", f"{made}{_inner(model)}", model) from None
+
+
+def _inner(given: Any) -> str:
+    """A hint, where what was given instead of a model holds one, as a folded view does."""
+    try:
+        _ = given.model.sizes, given.model.tokenizer
+    except AttributeError:
+        return ""
+    return ": pass its .model"
 
 
 def texts_of(prompt: str | Sequence[str]) -> tuple[str, ...]:

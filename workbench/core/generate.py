@@ -7,6 +7,7 @@ and in one full forward over the finished text; a row never depends on its neigh
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import GEN_RUNNING, getgeneratorstate
 from types import MappingProxyType
 from typing import Literal, final, overload
 
@@ -21,6 +22,7 @@ from workbench.core.generation.settings import (
     Limit,
     Settings,
     Stop,
+    StopIds,
     Temperature,
     TopK,
     TopP,
@@ -92,29 +94,51 @@ class Stream(Iterator[Piece]):
     """The pieces of a generation as they come; `result` gives the whole of it afterwards.
 
     Nothing is run before the first piece is asked for, and nothing beyond the last one asked for.
+    `close()`, or the end of a `with` block, ends it early and gives its memory back.
     """
 
     def __init__(self, pieces: Generator[Piece, None, Generation]) -> None:
         self._pieces = pieces
         self._made: Generation | None = None
+        self._closed = False
 
     @override
     def __next__(self) -> Piece:
         try:
-            return next(self._pieces)
+            piece = next(self._pieces)
         except StopIteration as over:
             if over.value is not None:  # or it was over before: by an error, or read to its end
                 self._made = over.value
             raise
+        if self._closed:  # by another thread, while this piece was made
+            self._pieces.close()
+        return piece
+
+    def close(self) -> None:
+        """Ends the generation: no piece comes any more, and cache and activations are let go.
+
+        Where another thread is making a piece, that one is the last.
+        """
+        self._closed = True
+        if getgeneratorstate(self._pieces) != GEN_RUNNING:
+            self._pieces.close()
+
+    def __enter__(self) -> "Stream":
+        """The stream itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes it."""
+        self.close()
 
     def result(self) -> Generation:
         """The finished generation, its receipts and what was recorded included.
 
         Raises:
-            UnfinishedError: If there may be pieces to come, or an error ended the stream.
+            UnfinishedError: If there may be pieces to come, or an error or `close` ended it.
         """
         if self._made is None:
-            hint = "read all of its pieces first; one that an error ended has no result"
+            hint = "read all of its pieces first; one that an error or close() ended has no result"
             raise UnfinishedError(f"The stream has not come to its end: {hint}.")
         return self._made
 
@@ -132,6 +156,8 @@ def generate(
     top_p: TopP = ...,
     seed: int | Sequence[int] = ...,
     stop: Stop = ...,
+    stop_token_ids: StopIds = ...,
+    ignore_eos: bool | Sequence[bool] = ...,
     stream: Literal[False] = ...,
     record: Selector = ...,
     use_cache: bool = ...,
@@ -154,6 +180,8 @@ def generate(
     top_p: TopP = ...,
     seed: int | Sequence[int] = ...,
     stop: Stop = ...,
+    stop_token_ids: StopIds = ...,
+    ignore_eos: bool | Sequence[bool] = ...,
     stream: Literal[True],
     record: Selector = ...,
     use_cache: bool = ...,
@@ -176,6 +204,8 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
     top_p: TopP = None,
     seed: int | Sequence[int] = 0,
     stop: Stop = (),
+    stop_token_ids: StopIds = (),
+    ignore_eos: bool | Sequence[bool] = False,
     stream: bool = False,
     record: Selector = (),
     use_cache: bool = True,
@@ -186,9 +216,10 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
     """Continues one prompt or several under a plan, or each under its own of `plans`.
 
     Greedy at `temperature` 0. Row i draws with `seed + i`, or with its own of a list of seeds;
-    `temperature`, `top_k`, `top_p`, `max_new_tokens` and `stop` may be lists of one per row, too.
-    A row ends at the model's end tokens, at a `stop` string (which is left out), after
-    `max_new_tokens`, or when the context is full. With `stream=True` gives `Piece`s as they come,
+    `temperature`, `top_k`, `top_p`, `max_new_tokens`, `stop`, `stop_token_ids` and `ignore_eos` may
+    be lists of one per row, too. A row ends at the model's end tokens (unless `ignore_eos`), at one
+    of `stop_token_ids`, at a `stop` string (all left out of the text), after `max_new_tokens`, or
+    when the context is full. With `stream=True` gives `Piece`s as they come,
     and the `Generation` when they are over (see `Stream`). `record` keeps the activations that
     made the text. `plan` acts before `plans`.
 
@@ -216,6 +247,8 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         top_p=top_p,
         max_new_tokens=max_new_tokens,
         stop=stop,
+        stop_token_ids=stop_token_ids,
+        ignore_eos=ignore_eos,
     )
     sites = captured_sites(record, model)
     draws = generators(seed, rows, model.device)

@@ -35,7 +35,7 @@ from workbench.core.protocols import Model
 from workbench.core.reading import Reading, ReadPositions, Take, Where, reading_of
 from workbench.core.run import Check, Checked, not_finite
 from workbench.core.sites import Selector, Site, Sites, select
-from workbench.core.tap import Tap, chain
+from workbench.core.tap import Enough, Tap, chain
 
 Rows = Float[Tensor, "row d"]
 Text = str | Sequence[int]
@@ -203,7 +203,7 @@ class Gather(Tap):
             self.rows[site] = self._take(value)
             self._missing.remove(site)
             if not self._missing:
-                raise _Enough
+                raise Enough
         return value
 
     @override
@@ -211,13 +211,9 @@ class Gather(Tap):
         return site in self._missing
 
 
-class _Enough(Exception):  # noqa: N818 - no error: the last site has been read
-    pass
-
-
 def _forward(model: Model, batch: Batch, tap: Tap) -> None:
     """A forward for its tap's sake; a model is left as it was wherever a tap ends it."""
-    with forward_only(), suppress(_Enough):
+    with forward_only(), suppress(Enough):
         resid = model.layers(model.embed(batch, tap), batch, tap)
         model.unembed(resid, tap)
 

@@ -2,11 +2,12 @@
 
 Notable: the stream before each block is all that a block needs, as attention looks no further back
 than its own block's input. So a trace of every site costs as much memory as one of the stream, and
-reading a site costs one block. A replay runs under the same plan, and its receipts are dropped:
-they were counted in the run.
+reading a site costs one block, or as much of it as comes before that site. A replay runs under the
+same plan, and its receipts are dropped: they were counted in the run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol, final, runtime_checkable
@@ -22,7 +23,7 @@ from workbench.core.plan import Plan
 from workbench.core.program import Program, block_of
 from workbench.core.protocols import Model
 from workbench.core.sites import Site, Sites
-from workbench.core.tap import Keep, Recorder, Tap, as_it_is, chain
+from workbench.core.tap import Enough, Keep, Recorder, Tap, Until, as_it_is, chain
 
 ENTRY = "hook_resid_pre"
 EXITS = ("hook_resid_post", "hook_normalized_resid_post")  # the latter after a post-norm
@@ -103,7 +104,8 @@ class Replay:
     def read(self, sites: Sequence[Site]) -> Iterator[tuple[Site, Tensor]]:
         """The activations at `sites`, in forward order; each block runs once, and is then dropped.
 
-        Costs one block, embedding or unembedding for each of those the sites are in.
+        Costs one block, embedding or unembedding for each of those the sites are in, up to the last
+        site of it: patterns cost no feed-forward.
         """
         for block, some in groupby(sites, key=lambda site: block_of(site, self.model)):
             yield from self._block(block, tuple(some)).items()
@@ -111,8 +113,9 @@ class Replay:
     @outside_inference
     def _block(self, block: int, sites: Sites) -> Mapping[Site, Tensor]:
         recorder, ledger = Recorder(sites), Ledger(self.program.plan)
-        tap = chain(self.program.tap(self.batch.place, ledger), recorder)
-        with forward_only():
+        acting = self.program.tap(self.batch.place, ledger)
+        tap = chain(acting, recorder, Until(sites))
+        with forward_only(), suppress(Enough):
             if block < 0:
                 self.model.embed(self.batch, tap)
             elif block == self.model.sizes.n_layers:

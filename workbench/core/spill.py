@@ -18,6 +18,7 @@ from workbench.core.buckets import Part
 from workbench.core.data import Batch
 from workbench.core.errors import OptionError, StorageError
 from workbench.core.provenance import package_version
+from workbench.core.reopened import write_recipe
 from workbench.core.replay import kept_streams, stream_name
 from workbench.core.request import Request
 from workbench.core.store import write_json, write_tensors
@@ -83,12 +84,19 @@ class Spill:
             "parts": [list(part.bucket.rows) for part in parts] or None,
             "sites": _sites(asked),
             "tensors": self._tensors,
+            "replay": self._recipe(asked),
             "batch": hashlib.sha256(batch.read_bytes()).hexdigest(),
         }
         try:
             write_json(self._folder / INDEX, index)
         except OSError as error:
             raise StorageError(_unwritten(self._folder / INDEX, error)) from None
+
+    def _recipe(self, asked: Request) -> dict[str, object] | None:
+        try:
+            return write_recipe(self._folder, asked)
+        except OSError as error:
+            raise StorageError(_unwritten(self._folder / "plan.json", error)) from None
 
     def _write(self, file: Path, tensors: dict[str, Tensor]) -> None:
         try:

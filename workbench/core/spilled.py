@@ -8,7 +8,7 @@ trace is refused, however much alike. Headers are read on opening, tensors when 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -29,7 +29,9 @@ from workbench.core.errors import (
 )
 from workbench.core.gathered import together
 from workbench.core.protocols import Model
-from workbench.core.sites import Site, Sites
+from workbench.core.reopened import PLAN_FILES, Recipe, recipe_of, reopen
+from workbench.core.replay import Source
+from workbench.core.sites import Selector, Site, Sites, select
 from workbench.core.spill import BATCH, FORMAT, INDEX, VERSION, dtype_name, part_name
 from workbench.core.store import is_folder, read_text
 
@@ -55,6 +57,7 @@ class SpilledTrace(Mapping[Site, Tensor]):
     batch: Batch
     names: Mapping[Site, str] = field(repr=False)  # in files
     buckets: tuple[Bucket, ...] = field(repr=False)  # none: the run was one batch
+    replay: Source | None = field(default=None, repr=False)  # makes what is not in the files
 
     @override
     def __getitem__(self, site: Site | str) -> Tensor:
@@ -66,30 +69,61 @@ class SpilledTrace(Mapping[Site, Tensor]):
             FormatError: If its file has gone.
         """
         key = Site.parse(site) if isinstance(site, str) else site
-        if key not in self.names:
-            raise NotRecordedError(f"{self.folder} does not have {key}; run it again with record=.")
-        name = self.names[key]
+        return dict(self.pairs((key,)))[key]
+
+    def read(self, selector: Selector) -> dict[Site, Tensor]:
+        """The activations at several sites; each block they are in is replayed once, if at all.
+
+        Raises:
+            UnknownNameError: If the folder has none that is named so.
+            EmptySelectionError: If the selection is empty.
+            FormatError: If a file has gone.
+        """
+        return dict(self.pairs(select(selector, self.sites)))
+
+    def pairs(self, sites: Sites) -> Iterator[tuple[Site, Tensor]]:
+        """Sites, which are in forward order, and their activations, one block at a time.
+
+        Raises:
+            NotRecordedError: If one is not in the folder.
+            FormatError: If a file has gone.
+        """
+        missing = [site for site in sites if site not in self.names]
+        if missing and (self.replay is None or not set(missing) <= set(self.replay.sites)):
+            hint = "give load_trace its model=, or run it again with record="
+            raise NotRecordedError(f"{self.folder} does not have {missing[0]}; {hint}.")
+        made = iter(()) if self.replay is None else self.replay.read(missing)
+        for site in sites:
+            yield (site, self._stored(site)) if site in self.names else next(made)
+
+    def _stored(self, site: Site) -> Tensor:
+        name = self.names[site]
         if not self.buckets:
             return _tensor(self.folder, name)
         parts = [_tensor(self.folder, part_name(name, i)) for i in range(len(self.buckets))]
-        return together(key, self.batch, self.buckets, parts)
+        return together(site, self.batch, self.buckets, parts)
 
     @property
     def sites(self) -> Sites:
         """What can be read, in forward order."""
-        return tuple(self.names)
+        return tuple(self.names) if self.replay is None else self.replay.sites
 
     @override
     def __contains__(self, site: object) -> bool:
-        return site in self.names or (isinstance(site, str) and site in map(str, self.names))
+        return site in self.sites or (isinstance(site, str) and site in map(str, self.sites))
 
     @override
     def __iter__(self) -> Iterator[Site]:
-        return iter(self.names)
+        return iter(self.sites)
 
     @override
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.sites)
+
+    @override
+    def items(self) -> ItemsView[Site, Tensor]:
+        """Sites and activations, in forward order, one block at a time."""
+        return _Items(self)
 
     @override
     def __eq__(self, other: object) -> bool:
@@ -106,9 +140,21 @@ class SpilledTrace(Mapping[Site, Tensor]):
         return f"SpilledTrace({str(self.folder)!r}, of {self.model!r}, {size})"
 
 
+@final
+class _Items(ItemsView[Site, Tensor]):
+    def __init__(self, trace: SpilledTrace) -> None:
+        super().__init__(trace)
+        self._trace = trace
+
+    @override
+    def __iter__(self) -> Iterator[tuple[Site, Tensor]]:
+        return self._trace.pairs(self._trace.sites)
+
+
 def load_trace(folder: str | Path, *, model: Model | None = None) -> SpilledTrace:
     """Opens what `run(…, spill=folder)` left; with `model`, only if it was that model's.
 
+    With its model, a run of everything (`record="all"`) offers every site, and replays blocks.
     Costs the headers of all files; the bytes of a tensor are read as it is used, and not checked.
 
     Raises:
@@ -133,8 +179,18 @@ def load_trace(folder: str | Path, *, model: Model | None = None) -> SpilledTrac
     _check_tensors(folder, index)
     for number, one in enumerate([bucket.batch for bucket in buckets] or [batch]):
         _check_shapes(folder, index, number if buckets else None, one)
+    replay = None
+    if model is not None and index.recipe is not None:
+        replay = reopen(
+            index.recipe,
+            folder,
+            model,
+            batch,
+            buckets,
+            lambda n, i: _tensor(folder, part_name(n, i)),
+        )
     return SpilledTrace(
-        folder, index.model, index.fingerprint, index.plan, batch, index.names, buckets
+        folder, index.model, index.fingerprint, index.plan, batch, index.names, buckets, replay
     )
 
 
@@ -151,6 +207,7 @@ class _Index:
     names: Mapping[Site, str]
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape
     batch: str  # digest
+    recipe: Recipe | None  # of a run of everything
 
 
 def _index(folder: Path) -> _Index:
@@ -180,6 +237,7 @@ def _index(folder: Path) -> _Index:
                 {_site(folder, site): _known(folder, name) for site, name in sites.items()},
                 {name: _size(folder, size) for name, size in tensors.items()},
                 batch,
+                _recipe(folder, cast("dict[str, object]", data).get("replay")),
             )
         case {"format": "workbench.trace", "version": int() as version} if version != VERSION:
             raise FormatError(
@@ -189,6 +247,13 @@ def _index(folder: Path) -> _Index:
             raise FormatError(
                 _malformed(folder, f'it is not {{"format": "{FORMAT}", "version": 1, …}}')
             )
+
+
+def _recipe(folder: Path, data: Any) -> Recipe | None:
+    recipe = recipe_of(data)
+    if data is not None and recipe is None:
+        raise FormatError(_malformed(folder, "it does not say how to replay"))
+    return recipe
 
 
 def _parts(folder: Path, parts: Any) -> tuple[tuple[int, ...], ...]:
@@ -244,7 +309,9 @@ def _check_files(folder: Path, index: _Index) -> None:
             )
         _known(folder, rest)
     files = {INDEX, BATCH, *(f"{name}.safetensors" for name in index.tensors)}
-    found = {file.name for file in folder.iterdir()}
+    files |= set() if index.recipe is None else set(PLAN_FILES)
+    # A dot begins what file managers and network disks leave behind; nothing here reads it.
+    found = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
     if missing := sorted(files - found):
         raise FormatError(f"{folder} lacks {', '.join(missing)}. {_AGAIN}")
     if unknown := sorted(found - files):

@@ -94,6 +94,33 @@ class Recorder(Tap):
         return self._seen
 
 
+class Enough(Exception):  # noqa: N818 - no error: what was asked for has been passed
+    """Ends a forward that runs for its taps' sake; raised by `Until`."""
+
+
+@final
+class Until(Tap):
+    """Ends the forward once each of `sites` has been passed; last in its chain.
+
+    Raises:
+        Enough: Then; a pure forward leaves nothing behind, wherever it ends.
+    """
+
+    def __init__(self, sites: Sites) -> None:
+        self._missing = set(sites)
+
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        self._missing.discard(site)
+        if not self._missing:
+            raise Enough
+        return value
+
+    @override
+    def wants(self, site: Site) -> bool:
+        return False
+
+
 UNTAPPED = Untapped()
 
 

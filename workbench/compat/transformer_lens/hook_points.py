@@ -35,8 +35,8 @@ class HookPoint(nn.Module):
 
     @property
     def ctx(self) -> dict[Any, Any]:
-        """What hooks keep here between runs."""
-        return self.hooks.contexts[self.name]
+        """What this thread's hooks keep here between runs."""
+        return self.hooks.context(self.name)
 
     @property
     def fwd_hooks(self) -> list[Registered]:

@@ -20,6 +20,7 @@ from workbench.compat.transformer_lens.describe import config_of
 from workbench.compat.transformer_lens.facade.caching import Caching
 from workbench.compat.transformer_lens.facade.flags import Flags
 from workbench.compat.transformer_lens.facade.generating import Generating
+from workbench.compat.transformer_lens.facade.naming import Naming
 from workbench.compat.transformer_lens.facade.running import Running
 from workbench.compat.transformer_lens.facade.storing import Storing
 from workbench.compat.transformer_lens.facade.training import Training
@@ -27,14 +28,14 @@ from workbench.compat.transformer_lens.tokens import PaddingSide
 from workbench.models.load import load
 from workbench.models.transformer import Transformer
 from workbench.models.views.folded import Folding
-from workbench.models.views.stacks import cloned, first_blocks, like, untiled
+from workbench.models.views.stacks import cloned, first_blocks, like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 @final
-class HookedTransformer(Running, Caching, Generating, Storing, Training, Flags):
+class HookedTransformer(Running, Caching, Generating, Storing, Naming, Training, Flags):
     """The classic interface over a model that is loaded, or built from a configuration.
 
     `model` wraps a model that is there already, as `from_pretrained` does; else one is built, with
@@ -98,7 +99,7 @@ class HookedTransformer(Running, Caching, Generating, Storing, Training, Flags):
             refactor_factored_attn_matrices,
         )  # fmt: skip
         if isinstance(model_name, Transformer):
-            model = untiled(model_name)
+            model = model_name
         else:
             source = model_name if hf_model is None else hf_model
             where = device if move_to_device else None
@@ -154,7 +155,7 @@ class HookedTransformer(Running, Caching, Generating, Storing, Training, Flags):
         model = like(self._base, cloned(self._base.stack), "")
         made = HookedTransformer(self.cfg, self._vocabulary, False, self._side, model=model)  # noqa: FBT003
         made._trainable, made.training, made.parity = self._trainable, self.training, self.parity
-        for weight, own in zip(self.parameters(), made.parameters(), strict=True):
+        for weight, own in zip(self._parameters(), made._parameters(), strict=True):
             own.requires_grad = weight.requires_grad
         made._bind(model)
         made._hooks.take(self._hooks)

@@ -2,18 +2,17 @@
 
 Notable: nothing here is on a model. Hooks that were added stay with the facade and are taken as
 they are when a run starts; those of a `hooks()` block belong to its context, so threads that share
-a facade never see each other's.
+a facade never see each other's. What functions keep in `hook.ctx` is each thread's own too.
 """
 # ruff: noqa: FBT001, FBT002, A002 - the classic signatures
 
 import copy
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from itertools import count
-from threading import Lock
-from types import MappingProxyType
+from threading import Lock, local
 from typing import Any, Literal, Protocol, TypeAlias, final
 
 from jaxtyping import Int
@@ -98,6 +97,14 @@ def _without(
     return replace(hook, names=frozenset() if name is None else hook.names - {name})
 
 
+@final
+class _Contexts(local):
+    """What functions keep at each site between runs; every thread begins with none."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, dict[Any, Any]] = {}
+
+
 _OPEN: ContextVar[tuple[_Open, ...]] = ContextVar("open hook blocks", default=())
 
 
@@ -110,7 +117,7 @@ class Hooks:
         self._enabled, self._names = enabled, tuple(names)
         self._added: tuple[Registered, ...] = ()
         self._order, self._lock = count(1), Lock()
-        self.contexts: Mapping[str, dict[Any, Any]] = MappingProxyType({n: {} for n in names})
+        self._contexts = _Contexts()
 
     @property
     def level(self) -> int:
@@ -190,15 +197,19 @@ class Hooks:
         return [h for h in self.current() if name in h.names and h.direction == direction]
 
     def take(self, other: "Hooks") -> None:
-        """Adds what was added to another, and a copy of what its functions keep."""
+        """Adds what was added to another, and a copy of what its functions keep in this thread."""
         with self._lock:
             self._added = (*self._added, *other._added)  # noqa: SLF001 - of our own kind
-        for name, context in other.contexts.items():
-            self.contexts[name].update(copy.deepcopy(context))
+        for name, context in other._contexts.kept.items():  # noqa: SLF001
+            self.context(name).update(copy.deepcopy(context))
+
+    def context(self, name: str) -> dict[Any, Any]:
+        """What this thread's functions keep at a site; other threads have one of their own."""
+        return self._contexts.kept.setdefault(name, {})
 
     def clear_contexts(self) -> None:
-        """Empties the `ctx` of every site."""
-        for context in self.contexts.values():
+        """Empties this thread's `ctx` of every site."""
+        for context in self._contexts.kept.values():
             context.clear()
 
     def chosen(self, names: Names, option: str = "a hook's name") -> frozenset[str]:
@@ -212,7 +223,7 @@ class Hooks:
             EmptySelectionError: If a predicate chooses nothing.
         """
         if isinstance(names, str):
-            if names not in self.contexts:
+            if names not in self._names:
                 raise UnknownNameError("site", names, self._names)
             return frozenset({names})
         found = list(filter(names, self._enabled())) or list(filter(names, self._names))
@@ -250,8 +261,8 @@ class SitePoint:
 
     @property
     def ctx(self) -> dict[Any, Any]:
-        """What hooks keep here between runs."""
-        return self.hooks.contexts[self.name]
+        """What this thread's hooks keep here between runs."""
+        return self.hooks.context(self.name)
 
     @property
     def fwd_hooks(self) -> list[Registered]:

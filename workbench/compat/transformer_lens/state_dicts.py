@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from workbench.compat.transformer_lens.layouts import by_block
+from workbench.compat.transformer_lens.places import Shown
 from workbench.compat.transformer_lens.weights import ClassicWeights, native, native_names
 from workbench.core.errors import WeightsError
 from workbench.models.layers.context import At, in_block, outside_blocks
@@ -41,7 +42,7 @@ def loaded(
         WeightsError: If names are missing or left over (`strict`), or if a weight has another
             shape, is given twice, or a constant is another model's.
     """
-    expected = ClassicWeights(model.stack, keep=False).named()
+    expected = ClassicWeights(model.stack, Shown()).named()
     read = by_block(given, expected, model.stack)
     weights = {**(_defaults(expected) if fill else {}), **read.named}
     missing = [name for name in expected if name not in weights]

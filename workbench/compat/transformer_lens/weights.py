@@ -1,7 +1,7 @@
 """A stack's weights in the classic layout: row vectors, heads as an axis, one tensor per block.
 
-Notable: what is shown per block are views of the stack's own tensors; what is stacked over blocks
-is computed once and kept, unless the weights are being trained.
+Notable: what is shown per block are views of the stack's own tensors (see `lending`); what is
+stacked over blocks is made anew each time, as a weight may have been written to.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.compat.transformer_lens.factored_matrix import FactoredMatrix
+from workbench.compat.transformer_lens.lending import Loan
+from workbench.compat.transformer_lens.places import Place, Shown
 from workbench.core.errors import OptionError
 from workbench.core.tap import UNTAPPED
 from workbench.models.layers.attention import Attention
@@ -28,11 +30,13 @@ Made = TypeVar("Made")
 
 
 @final
-class AttentionWeights:
+class AttentionWeights(Place):
     """The weights of one block's heads; `_W_K` and its like have one head per key-value head."""
 
-    def __init__(self, attn: Attention) -> None:
+    def __init__(self, attn: Attention, name: str, shown: Shown) -> None:
+        super().__init__(name, shown.find)
         self._attn: Final = attn
+        self._loan = shown.loan
         self._each = attn.n_heads // attn.n_groups
 
     @property
@@ -61,7 +65,7 @@ class AttentionWeights:
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:  # noqa: N802
         """What each head writes of its z."""
-        weight, d = self._attn.o.weight, self._attn.d_head
+        weight, d = self._loan.own(self._attn.o, "weight"), self._attn.d_head
         return rearrange(weight, "d_model (head d) -> head d d_model", d=d)
 
     @property
@@ -90,7 +94,7 @@ class AttentionWeights:
     @property
     def b_O(self) -> Float[Tensor, " d_model"]:  # noqa: N802
         """What is written once for all heads."""
-        return _bias(self._attn.o)
+        return _bias(self._attn.o, self._loan)
 
     @property
     def QK(self) -> FactoredMatrix:  # noqa: N802
@@ -111,18 +115,21 @@ class AttentionWeights:
         return {f"attn.{name}": value for name, value in found.items()}
 
     def _reads(self, linear: nn.Linear) -> Matrices:
-        return rearrange(linear.weight, "(head d) d_model -> head d_model d", d=self._attn.d_head)
+        weight = self._loan.own(linear, "weight")
+        return rearrange(weight, "(head d) d_model -> head d_model d", d=self._attn.d_head)
 
     def _biases(self, linear: nn.Linear) -> Biases:
-        return rearrange(_bias(linear), "(head d) -> head d", d=self._attn.d_head)
+        return rearrange(_bias(linear, self._loan), "(head d) -> head d", d=self._attn.d_head)
 
 
 @final
-class FeedForwardWeights:
+class FeedForwardWeights(Place):
     """The weights of one block's neurons; may be called on the normalised stream."""
 
-    def __init__(self, mlp: FeedForward) -> None:
+    def __init__(self, mlp: FeedForward, name: str, shown: Shown) -> None:
+        super().__init__(name, shown.find)
         self._mlp: Final = mlp
+        self._loan = shown.loan
 
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """What the neurons write, each position by itself."""
@@ -132,17 +139,18 @@ class FeedForwardWeights:
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:  # noqa: N802
         """What each neuron reads; the linear half of a gated one."""
-        return self._brick().up.weight.mT
+        return self._loan.own(self._brick().up, "weight").mT
 
     @property
     def W_gate(self) -> Float[Tensor, "d_model d_mlp"] | None:  # noqa: N802
         """What each gate reads; None if there is none."""
-        return self._mlp.gate.weight.mT if isinstance(self._mlp, GatedMLP) else None
+        mlp = self._mlp
+        return self._loan.own(mlp.gate, "weight").mT if isinstance(mlp, GatedMLP) else None
 
     @property
     def W_out(self) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802
         """What each neuron writes."""
-        return self._brick().down.weight.mT
+        return self._loan.own(self._brick().down, "weight").mT
 
     @property
     def b_in(self) -> Float[Tensor, " d_mlp"]:
@@ -153,7 +161,7 @@ class FeedForwardWeights:
         """
         mlp = self._mlp
         if not isinstance(mlp, GatedMLP):
-            return _bias(self._brick().up)
+            return _bias(self._brick().up, self._loan)
         for name, linear in (("gate", mlp.gate), ("linear", mlp.up)):
             bias = bias_of(linear)
             if bias is not None and bool(bias.any()):
@@ -161,12 +169,14 @@ class FeedForwardWeights:
                     "b_in", "read from a model whose gated neurons have no bias before the product",
                     f"a {name} bias, which the classic format has no name for",
                 )  # fmt: skip
-        return mlp.up.weight.new_zeros(mlp.up.weight.shape[0]) if mlp.inner is None else mlp.inner
+        if mlp.inner is None:
+            return mlp.up.weight.new_zeros(mlp.up.weight.shape[0])
+        return self._loan.own(mlp, "inner")
 
     @property
     def b_out(self) -> Float[Tensor, " d_model"]:
         """What is written once for all neurons."""
-        return _bias(self._brick().down)
+        return _bias(self._brick().down, self._loan)
 
     def _brick(self) -> MLP | GatedMLP:
         if not isinstance(self._mlp, MLP | GatedMLP):
@@ -175,26 +185,24 @@ class FeedForwardWeights:
 
 
 @final
-class NormWeights:
+class NormWeights(Place):
     """A norm; may be called on any tensor whose last axis is the stream."""
 
-    def __init__(self, norm: Norm) -> None:
+    def __init__(self, norm: Norm, name: str, shown: Shown) -> None:
+        super().__init__(name, shown.find)
         self._norm: Final = norm
+        self._loan = shown.loan
 
     @property
     def w(self) -> Float[Tensor, " d_model"] | None:
         """Its weight; None where it is folded."""
-        return self._norm.weight if isinstance(self._norm, LayerNorm | RMSNorm) else None
+        weighted = isinstance(self._norm, LayerNorm | RMSNorm)
+        return self._loan.own(self._norm, "weight") if weighted else None
 
     @property
     def b(self) -> Float[Tensor, " d_model"] | None:
         """Its bias; None where there is none."""
-        return self._norm.bias if isinstance(self._norm, LayerNorm) else None
-
-    @property
-    def brick(self) -> Norm:
-        """The norm itself."""
-        return self._norm
+        return self._loan.own(self._norm, "bias") if isinstance(self._norm, LayerNorm) else None
 
     def __call__(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """The normalised values, each by its own statistics."""
@@ -236,15 +244,29 @@ class UnembedWeights:
 
 
 @final
-class BlockWeights:
-    """One block's parts: `attn`, `ln1`, and where it has neurons `mlp` and `ln2`."""
+class BlockWeights(Place):
+    """One block's parts: `attn`, `ln1`, and where it has neurons `mlp` and `ln2`.
 
-    def __init__(self, block: PreNormBlock) -> None:
-        self.attn: Final = AttentionWeights(block.attn)
-        self.ln1, self.ln2 = NormWeights(block.ln1), NormWeights(block.ln2)
-        self._mlp = block.mlp
-        q_norm, k_norm = NormWeights(block.attn.q_norm), NormWeights(block.attn.k_norm)
-        self._of_heads = {**_of_norm("attn.q_norm", q_norm), **_of_norm("attn.k_norm", k_norm)}
+    It may be called on the stream before it, with the facade's hooks.
+    """
+
+    def __init__(self, block: PreNormBlock, layer: int, shown: Shown) -> None:
+        here = f"blocks.{layer}"
+        super().__init__(here, shown.find)
+        self.attn: Final = AttentionWeights(block.attn, f"{here}.attn", shown)
+        self.ln1: Final = NormWeights(block.ln1, f"{here}.ln1", shown)
+        self.ln2: Final = NormWeights(block.ln2, f"{here}.ln2", shown)
+        self._q_norm = NormWeights(block.attn.q_norm, f"{here}.attn.q_norm", shown)
+        self._k_norm = NormWeights(block.attn.k_norm, f"{here}.attn.k_norm", shown)
+        self._mlp, self._layer, self._shown = block.mlp, layer, shown
+
+    def __call__(
+        self,
+        resid_pre: Float[Tensor, "batch pos d_model"],
+        attention_mask: Int[Tensor, "batch pos"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The stream after the block; the facade's hooks act."""
+        return self._shown.run(self._layer, resid_pre, attention_mask)
 
     @property
     def mlp(self) -> FeedForwardWeights:
@@ -255,11 +277,12 @@ class BlockWeights:
         """
         if self._mlp is None:
             raise OptionError("blocks[...].mlp", "left out", "an attention-only model")
-        return FeedForwardWeights(self._mlp)
+        return FeedForwardWeights(self._mlp, f"blocks.{self._layer}.mlp", self._shown)
 
     def named(self) -> dict[str, Tensor]:
         """Each weight by its classic name in the block."""
-        found = {**_of_norm("ln1", self.ln1), **self.attn.named(), **self._of_heads}
+        found = {**_of_norm("ln1", self.ln1), **self.attn.named()}
+        found |= {**_of_norm("attn.q_norm", self._q_norm), **_of_norm("attn.k_norm", self._k_norm)}
         if self._mlp is None:
             return found
         mlp, gate = self.mlp, self.mlp.W_gate
@@ -273,17 +296,18 @@ class BlockWeights:
 class ClassicWeights:
     """All weights of a stack; stacked ones have the blocks as their first axis."""
 
-    def __init__(self, stack: Stack, *, keep: bool) -> None:
-        """`keep` computes each stacked tensor once: right for weights that never change."""
-        self._stack, self._keep = stack, keep
-        self._made: dict[str, Tensor] = {}
-        self.blocks: Final = tuple(BlockWeights(block) for block in blocks_of(stack))
-        self.ln_final: Final = NormWeights(stack.ln_final)
+    def __init__(self, stack: Stack, shown: Shown) -> None:
+        """`shown.loan` says which weights are copied before they are handed out."""
+        self._stack, self._loan = stack, shown.loan
+        self.blocks: Final = tuple(
+            BlockWeights(block, layer, shown) for layer, block in enumerate(blocks_of(stack))
+        )
+        self.ln_final: Final = NormWeights(stack.ln_final, "ln_final", shown)
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802
         """The token embedding."""
-        return self._stack.embed.tokens
+        return self._loan.own(self._stack.embed, "tokens")
 
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:  # noqa: N802
@@ -294,28 +318,23 @@ class ClassicWeights:
         """
         if self._stack.embed.positions is None:
             raise OptionError("W_pos", "read from a model with learned positions", "none")
-        return self._stack.embed.positions
+        return self._loan.own(self._stack.embed, "positions")
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
         """The unembedding."""
-        return words_of(self._stack).weight.mT
+        return self._loan.own(words_of(self._stack), "weight").mT
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:  # noqa: N802
         """The bias of the logits."""
         unembed = words_of(self._stack)
         zeros = unembed.weight.new_zeros(unembed.weight.shape[0])
-        return zeros if unembed.bias is None else unembed.bias
+        return zeros if unembed.bias is None else self._loan.own(unembed, "bias")
 
-    def stacked(self, name: str, of: Callable[[BlockWeights], Tensor]) -> Tensor:
+    def stacked(self, of: Callable[[BlockWeights], Tensor]) -> Tensor:
         """One tensor of every block, blocks first."""
-        if name in self._made:
-            return self._made[name]
-        made = torch.stack([of(block) for block in self.blocks])
-        if self._keep:
-            self._made[name] = made  # a thread that comes second makes the same again
-        return made
+        return torch.stack([of(block) for block in self.blocks])
 
     def named(self) -> dict[str, Tensor]:
         """Every weight by its classic name; views of the stack's own tensors."""
@@ -333,9 +352,10 @@ def _of_norm(name: str, norm: NormWeights) -> dict[str, Tensor]:
     return {key: value for key, value in parts.items() if value is not None}
 
 
-def _bias(linear: nn.Linear) -> Tensor:
-    bias = bias_of(linear)
-    return linear.weight.new_zeros(linear.weight.shape[0]) if bias is None else bias
+def _bias(linear: nn.Linear, loan: Loan) -> Tensor:
+    if bias_of(linear) is None:
+        return linear.weight.new_zeros(linear.weight.shape[0])
+    return loan.own(linear, "bias")
 
 
 def native(name: str, value: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Rows:
     ) -> None:
         limits, stops = settings.limits, settings.stops
         self._limits, self._cut = limits, settings.cut
-        self._ends = frozenset(() if vocabulary is None else vocabulary.eos_ids)
+        self._ends = settings.ends
         self._streams = [
             None if vocabulary is None else TextStream(vocabulary, stop) for stop in stops
         ]
@@ -62,7 +62,7 @@ class Rows:
         self.tokens[row].append(token)
         self.said[row].append(log_probability)
         stream = self._streams[row]
-        text, end = "", token in self._ends
+        text, end = "", token in self._ends[row]
         last = end or len(self.tokens[row]) == self._limits[row]
         if stream is not None:
             text = "" if end else stream.push(token)

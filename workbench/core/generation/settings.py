@@ -1,4 +1,4 @@
-"""What each row of a generation is told: its plan, sampler, limit and stop strings.
+"""What each row of a generation is told: its plan, sampler, limit and end tokens and stop strings.
 
 Notable: every option is one value for all rows or a list with one per row; nothing is guessed.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.core.data import Batch
 from workbench.core.errors import OptionError, PromptError
-from workbench.core.options import count, iterated, texts
+from workbench.core.options import count, flag, iterated, texts
 from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.protocols import Model
 from workbench.core.sampling import Sampler
@@ -21,16 +21,18 @@ TopK = int | None | Sequence[int | None]
 TopP = float | None | Sequence[float | None]
 Stop = str | Sequence[str] | Sequence[Sequence[str]]
 Limit = int | Sequence[int]
+StopIds = Sequence[int] | Sequence[Sequence[int]]
 
 
 @final
 @dataclass(frozen=True)
 class Settings:
-    """The rows' samplers, most tokens and stop strings; and whose most tokens the context cut."""
+    """The rows' samplers, most tokens, and what ends them; and whose most the context cut."""
 
     samplers: tuple[Sampler, ...]
     limits: tuple[int, ...]
     stops: tuple[tuple[str, ...], ...]
+    ends: tuple[frozenset[int], ...]
     cut: tuple[bool, ...]
 
 
@@ -43,6 +45,8 @@ def settings_of(  # noqa: PLR0913 - the options of a generation
     top_p: TopP,
     max_new_tokens: Limit,
     stop: Stop,
+    stop_token_ids: StopIds = (),
+    ignore_eos: bool | Sequence[bool] = False,
 ) -> Settings:
     """The options of each row, checked.
 
@@ -71,7 +75,35 @@ def settings_of(  # noqa: PLR0913 - the options of a generation
             "tokens; nothing can be added. Shorten it."
         )
     cut = tuple(limit > room for limit, room in zip(limits, rooms, strict=True))
-    return Settings(samplers, tuple(map(min, limits, rooms)), stops, cut)
+    ends = _ends(model, stop_token_ids, rows, ignore=ignore_eos)
+    return Settings(samplers, tuple(map(min, limits, rooms)), stops, ends, cut)
+
+
+def _ends(
+    model: Model, ids: StopIds, rows: int, *, ignore: bool | Sequence[bool]
+) -> tuple[frozenset[int], ...]:
+    """Which tokens end each row: the model's own, unless ignored, and the caller's."""
+    given = list[Any](iterated("stop_token_ids", ids))
+    nested = bool(given) and all(isinstance(one, Iterable) for one in given)
+    each: list[Any] = _each("stop_token_ids", given, rows) if nested else [given] * rows
+    known = () if model.tokenizer is None else model.tokenizer.eos_ids
+    return tuple(
+        frozenset(() if flag("ignore_eos", out) else known)
+        | {_token(one, model.sizes.d_vocab) for one in own}
+        for own, out in zip(each, _each("ignore_eos", ignore, rows), strict=True)
+    )
+
+
+def _token(token: object, d_vocab: int) -> int:
+    """A token of the vocabulary.
+
+    Raises:
+        OptionError: If it is none.
+    """
+    found = count("stop_token_ids", token, least=0)
+    if found >= d_vocab:
+        raise OptionError("stop_token_ids", f"token ids within 0…{d_vocab - 1}", token)
+    return found
 
 
 def plan_of(plan: Interventions, plans: Iterable[Interventions] | None, rows: int) -> Plan:

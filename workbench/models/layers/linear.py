@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from typing_extensions import override
 
 DEPTH = 192  # inputs per tile
@@ -86,6 +87,14 @@ class Tiles:
     def __deepcopy__(self, memo: dict[int, object]) -> "Tiles":
         return self
 
+    @override
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _none, ()  # the kernel's order is this machine's own: a pickled model has none
+
+
+def _none() -> None:
+    return None
+
 
 class Tiled(nn.Module, ABC):
     """A part of a model that multiplies with tiles of its matrices where it has them."""
@@ -101,8 +110,11 @@ class Tiled(nn.Module, ABC):
         tiles = self.tiles
         if tiles is None or torch.is_grad_enabled():
             return None
-        many = len(tiles.parts) > 1 and x.numel() >= MANY * x.shape[-1]
-        return tiles if not many and tiles.of(*self.matrices()) else None
+        if len(tiles.parts) > 1 and x.numel() >= MANY * x.shape[-1]:
+            return None
+        matrices = self.matrices()
+        followed = _followed(x) or any(map(_followed, matrices))
+        return tiles if not followed and tiles.of(*matrices) else None
 
     def rearrange(self, *, whole: bool = False) -> None:
         """Makes its tiles, where they are worth their while; only while a model is loaded.
@@ -139,6 +151,18 @@ def worthwhile(*weights: Tensor, whole: bool = False) -> bool:
     """Whether tiles of these matrices, as one, are faster than they are."""
     n_out, n_in = sum(map(len, weights)), weights[0].shape[1]
     return n_out * n_in >= LEAST and (whole or n_out >= WIDE * n_in)
+
+
+def _followed(x: Tensor) -> bool:
+    """Whether a tangent goes with it, or a transform of torch.func: the tiles know of neither.
+
+    Forward-mode derivatives are taken under `no_grad` too.
+    """
+    return _is_wrapped(x) or unpack_dual(x).tangent is not None
+
+
+_C: Any = torch._C  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - torch has no public name
+_is_wrapped: Callable[[Tensor], bool] = _C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001
 
 
 def tiles_of(*weights: Tensor, whole: bool = False) -> Tiles | None:

@@ -147,13 +147,14 @@ def like(model: Transformer, stack: Stack, change: str) -> Transformer:
 
 
 def untiled(model: Transformer) -> Transformer:
-    """The same model without second forms of its matrices, which would not see a write to these."""
+    """The same tensors in a stack of its own, without second forms of its matrices.
+
+    Those would not see a write to what they were made of.
+    """
     stack = shared(model.stack)
-    tiled = [part for part in stack.modules() if isinstance(part, Tiled)]
-    if not any(part.tiles for part in tiled):
-        return model
-    for part in tiled:
-        part.tiles = None
+    for part in stack.modules():
+        if isinstance(part, Tiled):
+            part.tiles = None
     return like(model, stack, "")
 
 

@@ -43,7 +43,7 @@ class Flags(State):
             allowed = "False where weights are trained: a view would not follow them"
             raise OptionError("ungroup_grouped_query_attention", allowed, True)  # noqa: FBT003
         self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
-        self._bind(self._base)
+        self._choose()
 
     @property
     def _grouped(self) -> bool:

@@ -82,6 +82,21 @@ class Hooking(State):
         return list(self.hook_dict.values())
 
     @property
+    def hook_embed(self) -> SitePoint:
+        """The hook point of the token embedding."""
+        return self._point("hook_embed")
+
+    @property
+    def hook_pos_embed(self) -> SitePoint:
+        """The hook point of learned positions; an AttributeError where there are none."""
+        return self._point("hook_pos_embed")
+
+    def _point(self, name: str) -> SitePoint:
+        if name not in self.hook_dict:
+            raise AttributeError(f"{self.cfg.model_name} has no hook point {name!r}.")
+        return self.hook_dict[name]
+
+    @property
     def mod_dict(self) -> Mapping[str, SitePoint]:
         """The hook points by name: what hooks may be put on."""
         return self.hook_dict

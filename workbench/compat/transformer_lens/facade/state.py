@@ -4,11 +4,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from workbench.compat.transformer_lens.building import build
-from workbench.compat.transformer_lens.calls import Call, Read, read
+from workbench.compat.transformer_lens.calls import Call, Read, read, run_call
 from workbench.compat.transformer_lens.config import HookedTransformerConfig
 from workbench.compat.transformer_lens.describe import enabled
 from workbench.compat.transformer_lens.hooks import Here, Hooks, SitePoint
+from workbench.compat.transformer_lens.lending import Loan
+from workbench.compat.transformer_lens.places import Shown
 from workbench.compat.transformer_lens.taps import HookTap
 from workbench.compat.transformer_lens.tokens import PaddingSide, Texts
 from workbench.compat.transformer_lens.weights import ClassicWeights
@@ -18,7 +23,7 @@ from workbench.core.protocols import Vocabulary
 from workbench.models.load import as_vocabulary
 from workbench.models.transformer import Transformer
 from workbench.models.views.folded import Parity
-from workbench.models.views.stacks import ungrouped
+from workbench.models.views.stacks import ungrouped, untiled
 
 
 class State:
@@ -53,9 +58,38 @@ class State:
 
     def _bind(self, model: Transformer) -> None:
         """Shows a model: its weights, and itself or a view of it as what runs."""
-        apart = self.cfg.ungroup_grouped_query_attention and self.cfg.groups != self.cfg.n_heads
-        self._base, self._model = model, ungrouped(model) if apart else model
-        self._weights = ClassicWeights(model.stack, keep=not self._trainable)
+        self._base, self._loan = self._kept(model)
+        shown = Shown(self._loan, self._find, self._through)
+        self._read = ClassicWeights(self._base.stack, Shown())
+        self._weights = ClassicWeights(self._base.stack, shown)
+        self._choose()
+
+    def _choose(self) -> None:
+        """What runs, as the flags say."""
+        self._model = self._base
+        if self.cfg.ungroup_grouped_query_attention and self.cfg.groups != self.cfg.n_heads:
+            self._loan.own_all()  # else the view would go on reading what is no longer the base's
+            self._model = ungrouped(self._base)
+
+    def _find(self, name: str) -> SitePoint | None:
+        return self.hook_dict.get(name)
+
+    def _through(self, layer: int, stream: Tensor, mask: Tensor | None) -> Tensor:
+        """The stream after one block, of the one before it."""
+        call = Call(stream, start_at_layer=layer, stop_at_layer=layer + 1, attention_mask=mask)
+        reading = self._reading(call)
+        after = run_call(call, reading, self._model, self._tap(reading.batch))
+        return torch.as_tensor(after)
+
+    def _kept(self, model: Transformer) -> tuple[Transformer, Loan]:
+        """The model, or one of the same tensors, none of which is handed out before it is copied.
+
+        Without the second forms of its matrices too, which would not see a write to these.
+        """
+        if self._trainable:
+            return model, Loan()
+        own = untiled(model)  # a stack of its own
+        return own, Loan(own.stack)
 
     def _speak(self, vocabulary: Vocabulary, side: PaddingSide) -> None:
         self._vocabulary, self._side = vocabulary, _checked(side)
@@ -73,9 +107,9 @@ class State:
         return read(call, self._model, self._texts_if_any())
 
     def _tap(self, batch: Batch) -> HookTap:
-        contexts, positions = self._hooks.contexts, batch.positions
+        context, positions = self._hooks.context, batch.positions
         return HookTap(
-            self._hooks.current(), lambda site: Here(str(site), contexts[str(site)], positions)
+            self._hooks.current(), lambda site: Here(str(site), context(str(site)), positions)
         )
 
     def _enabled(self) -> list[str]:

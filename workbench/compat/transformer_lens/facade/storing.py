@@ -26,7 +26,7 @@ class Storing(State):
         """The weights by their classic names: the facade's own tensors, without their graph.
 
         With `buffers` also the masks and rotary tables that 2.x keeps beside them, so that it
-        takes the dict strictly; they cost n_ctx² bytes.
+        takes the dict strictly; they cost n_ctx² bytes. What another model holds too is copied.
         """
         found = {name: value.detach() for name, value in self._weights.named().items()}
         found = found if self.cfg.n_key_value_heads is None else grouped(found)

@@ -109,6 +109,6 @@ class Text(State):
             TokenError: If a text is not one token.
         """
         if isinstance(tokens, Tensor) and tokens.numel() > 1:
-            return self._weights.W_U[:, tokens].movedim(0, -1)
+            return self._read.W_U[:, tokens].movedim(0, -1)
         token = self.to_single_token(tokens) if isinstance(tokens, str) else int(tokens)
-        return self._weights.W_U[:, token]
+        return self._read.W_U[:, token].clone()

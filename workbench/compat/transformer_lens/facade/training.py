@@ -22,7 +22,9 @@ class Training(State):
 
     def to(self: Facade, device_or_dtype: Place, print_details: bool = True) -> Facade:  # noqa: ARG002
         """Moves or converts the weights; a loaded model stays where it is, and is copied."""
-        self._bind(processing.moved(self._base, device_or_dtype, in_place=self._trainable))
+        moved = processing.moved(self._base, device_or_dtype, in_place=self._trainable)
+        if moved is not self._base or self._trainable:
+            self._bind(moved)
         self.cfg.device, self.cfg.dtype = str(self._base.device), self._base.dtype
         return self
 
@@ -38,8 +40,31 @@ class Training(State):
         """To an Apple GPU."""
         return self.to("mps")
 
+    def half(self: Facade) -> Facade:
+        """To float16."""
+        return self.to(torch.float16)
+
+    def bfloat16(self: Facade) -> Facade:
+        """To bfloat16."""
+        return self.to(torch.bfloat16)
+
+    def float(self: Facade) -> Facade:
+        """To float32."""
+        return self.to(torch.float32)
+
+    def double(self: Facade) -> Facade:
+        """To float64."""
+        return self.to(torch.float64)
+
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The weights; only those of a facade made from a configuration take gradients."""
+        """The weights; only those of a facade made from a configuration take gradients.
+
+        They are the facade's own: what another model holds too is copied first.
+        """
+        self._loan.own_all()
+        return self._parameters()
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
         return self._base.stack.parameters()
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -47,6 +72,7 @@ class Training(State):
 
         They are the model's own, in its layout: `attn.W_Q` is (head·d_head d_model) here.
         """
+        self._loan.own_all()
         stack = self._base.stack
         classic = {own: name for name, own in native_names(stack).items()}
         return ((classic.get(own, own), weight) for own, weight in stack.named_parameters())

@@ -75,69 +75,69 @@ class Weights(State):
     @property
     def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
         """What queries read."""
-        return self._weights.stacked("W_Q", lambda block: block.attn.W_Q)
+        return self._read.stacked(lambda block: block.attn.W_Q)
 
     @property
     def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
         """What keys read; repeated within a group."""
-        return self._weights.stacked("W_K", lambda block: block.attn.W_K)
+        return self._read.stacked(lambda block: block.attn.W_K)
 
     @property
     def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
         """What values read; repeated within a group."""
-        return self._weights.stacked("W_V", lambda block: block.attn.W_V)
+        return self._read.stacked(lambda block: block.attn.W_V)
 
     @property
     def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
         """What heads write."""
-        return self._weights.stacked("W_O", lambda block: block.attn.W_O)
+        return self._read.stacked(lambda block: block.attn.W_O)
 
     @property
     def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
         """What neurons read."""
-        return self._weights.stacked("W_in", lambda block: block.mlp.W_in)
+        return self._read.stacked(lambda block: block.mlp.W_in)
 
     @property
     def W_gate(self) -> Float[Tensor, "layer d_model d_mlp"] | None:
         """What gates read; None where there are none."""
         if not self.cfg.gated_mlp:
             return None
-        return self._weights.stacked("W_gate", processing.gate_of)
+        return self._read.stacked(processing.gate_of)
 
     @property
     def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
         """What neurons write."""
-        return self._weights.stacked("W_out", lambda block: block.mlp.W_out)
+        return self._read.stacked(lambda block: block.mlp.W_out)
 
     @property
     def b_Q(self) -> Float[Tensor, "layer head d_head"]:
         """The biases of the queries."""
-        return self._weights.stacked("b_Q", lambda block: block.attn.b_Q)
+        return self._read.stacked(lambda block: block.attn.b_Q)
 
     @property
     def b_K(self) -> Float[Tensor, "layer head d_head"]:
         """The biases of the keys; repeated within a group."""
-        return self._weights.stacked("b_K", lambda block: block.attn.b_K)
+        return self._read.stacked(lambda block: block.attn.b_K)
 
     @property
     def b_V(self) -> Float[Tensor, "layer head d_head"]:
         """The biases of the values; repeated within a group."""
-        return self._weights.stacked("b_V", lambda block: block.attn.b_V)
+        return self._read.stacked(lambda block: block.attn.b_V)
 
     @property
     def b_O(self) -> Float[Tensor, "layer d_model"]:
         """What attention writes whatever it reads."""
-        return self._weights.stacked("b_O", lambda block: block.attn.b_O)
+        return self._read.stacked(lambda block: block.attn.b_O)
 
     @property
     def b_in(self) -> Float[Tensor, "layer d_mlp"]:
         """The biases of the neurons."""
-        return self._weights.stacked("b_in", lambda block: block.mlp.b_in)
+        return self._read.stacked(lambda block: block.mlp.b_in)
 
     @property
     def b_out(self) -> Float[Tensor, "layer d_model"]:
         """What neurons write whatever they read."""
-        return self._weights.stacked("b_out", lambda block: block.mlp.b_out)
+        return self._read.stacked(lambda block: block.mlp.b_out)
 
     @property
     def QK(self) -> FactoredMatrix:
@@ -154,7 +154,7 @@ class Weights(State):
     ) -> Float[Tensor, " d_model"]:
         """All biases written before a layer: of its attention too with `mlp_input`."""
         return processing.accumulated_bias(
-            self.blocks,
+            self._read.blocks,
             layer,
             self.cfg.d_model,
             mlp_input=mlp_input,
