@@ -141,3 +141,16 @@ def test_a_missing_plan_is_said_once() -> None:
         wb.Plan.load("/nope")
     with pytest.raises(FormatError, match="cannot be read"):
         wb.Plan.load("a" * 300)
+
+
+def test_verify_shows_every_check_and_ends_with_its_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    tiny.hf("llama").save_pretrained(tmp_path / "model")
+    done = runner.invoke(cli.app, ["verify", str(tmp_path / "model")])
+    assert done.exit_code == 0, done.output
+    assert all(name.split()[0] in done.output for name in CHECKS)
+    monkeypatch.setattr(parity, "RELATIVE", 0.0)
+    monkeypatch.setattr(behaviour, "STEP", 10.0)
+    assert runner.invoke(cli.app, ["verify", str(tmp_path / "model")]).exit_code == 1

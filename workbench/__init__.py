@@ -1,6 +1,7 @@
 """The workbench: look into language models, and control them.
 
     load       a name, folder, file or Hugging Face model  ->  a frozen Model
+    verify     holds a model to transformers and to what must add up  ->  a Report
     run        one forward with changes and recordings     ->  a Trace
     load_trace opens the files of one that was spilled     ->  a SpilledTrace
     estimate   the memory a run would take, before it runs
@@ -45,6 +46,8 @@ from workbench.core.sweep_result import SweepResult
 from workbench.core.tap import Tap
 from workbench.core.trace import Trace
 from workbench.models.load import load
+from workbench.models.verification.report import Report
+from workbench.models.verify import verified, verify
 
 __version__ = package_version()
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
     "Piece",
     "Plan",
     "Receipt",
+    "Report",
     "Result",
     "Site",
     "Spans",
@@ -92,5 +96,7 @@ __all__ = [
     "store_activations",
     "store_size",
     "sweep",
+    "verified",
+    "verify",
     "vjp",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `workbench app | doctor | pull | run | generate`.
+"""The command line: `workbench app | doctor | verify | pull | run | generate`.
 
 A `WorkbenchError` is shown as its message, with exit code 1; anything else crashes loudly.
 """
@@ -130,6 +130,30 @@ def doctor(model: Model = DEFAULT) -> None:
     style = "green" if parity.passed else "red"
     out.print(Text(str(parity), style=style))
     if not parity.passed:
+        raise typer.Exit(1)
+
+
+@app.command(help="Hold a model to transformers and to what must add up; keep the report.")
+def verify(name: Annotated[str, typer.Argument(help="What load takes.")] = DEFAULT) -> None:
+    """Hold a model to transformers and to what must add up; keep the report.
+
+    Raises:
+        Exit: With code 1 if a check failed.
+    """
+    import workbench as wb
+
+    report = wb.verify(name)
+    columns = report.table().columns
+    table = Table(title=plain(f"{report.model} ({report.fingerprint})"), title_justify="left")
+    for column in columns:
+        table.add_column(column, no_wrap=column in ("check", "measured"))
+    for row in report.table().rows():
+        cells = [Text(plain(str(cell))) for cell in row.values()]
+        table.add_row(*cells, style="red" if row["passed"] == "NO" else "")
+    out.print(table)
+    for check, reason in report.left_out.items():
+        out.print(Text(plain(f"not checked: {check} ({reason})"), style="dim"))
+    if not report.passed:
         raise typer.Exit(1)
 
 

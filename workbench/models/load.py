@@ -86,6 +86,7 @@ def _load(
         dtype=dtype,
         device=device,
         rearrange=rearrange,
+        folder=folder,
     )
 
 
@@ -98,6 +99,7 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     rearrange: bool = True,
+    folder: Path | None = None,
 ) -> Transformer:
     """A frozen model from a Hugging Face config and weights by their Hugging Face names.
 
@@ -122,7 +124,7 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     digest = fingerprint(config, stack)
     if rearrange:
         _rearrange(stack, weights)
-    return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer)
+    return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer, folder=folder)
 
 
 def empty(family: Family, config: Config) -> Stack:

@@ -5,6 +5,7 @@ ever written to a module after it is loaded: tap, cache and positions are argume
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import torch
@@ -121,13 +122,20 @@ class Transformer:
     """A frozen language model: meets the `Model` protocol of the core."""
 
     def __init__(
-        self, stack: Stack, *, name: str, fingerprint: str, tokenizer: Vocabulary | None
+        self,
+        stack: Stack,
+        *,
+        name: str,
+        fingerprint: str,
+        tokenizer: Vocabulary | None,
+        folder: Path | None = None,
     ) -> None:
         self._stack = stack.requires_grad_(requires_grad=False).eval()
         for part in stack.modules():
             if isinstance(part, Linear | Unembedding):  # a view's may be those of its model
                 part.tiles = of_its_weight(part.weight, part.tiles)
         self._name, self._fingerprint, self._tokenizer = name, fingerprint, tokenizer
+        self._folder = folder
         self._blocks = tuple(block for block in stack.blocks if isinstance(block, AnyBlock))
 
     @property
@@ -144,6 +152,11 @@ class Transformer:
     def tokenizer(self) -> Vocabulary | None:
         """Its vocabulary, where it has one."""
         return self._tokenizer
+
+    @property
+    def folder(self) -> Path | None:
+        """The Hugging Face style folder it was read from; None for what was never on a disk."""
+        return self._folder
 
     @property
     def stack(self) -> Stack:
