@@ -1,6 +1,7 @@
 """The workbench: look into language models, and control them.
 
     load       a name, folder, file or Hugging Face model  ->  a frozen Model
+    models.new draws the weights of a config's model; save writes one for transformers
     verify     holds a model to transformers and to what must add up  ->  a Report
     run        one forward with changes and recordings     ->  a Trace
     load_trace opens the files of one that was spilled     ->  a SpilledTrace
@@ -17,6 +18,7 @@ The nouns are in `ARCHITECTURE.md`; methods are found in `workbench.attribution`
 `.lenses`, probes in `probes`.
 """
 
+from workbench import models
 from workbench.core import gates, metrics, schedules, scopes, sinks
 from workbench.core import operators as ops
 from workbench.core.activation_store import ActivationStore
@@ -46,6 +48,7 @@ from workbench.core.sweep_result import SweepResult
 from workbench.core.tap import Tap
 from workbench.core.trace import Trace
 from workbench.models.load import load
+from workbench.models.save import save
 from workbench.models.verification.report import Report
 from workbench.models.verify import verified, verify
 
@@ -88,8 +91,10 @@ __all__ = [
     "load_result",
     "load_trace",
     "metrics",
+    "models",
     "ops",
     "run",
+    "save",
     "schedules",
     "scopes",
     "sinks",

@@ -31,9 +31,9 @@ TASKS: Mapping[str, str] = MappingProxyType(
 LAYERS = 2  # as many as show every site there is
 HEADER = """# Model families
 
-Every family here is native: each site of the forward can be read and changed, and `wb.verify` holds a
-model of it to transformers. This table is written by `workbench models --markdown`, from the families
-themselves.
+Every family here is native: each site of the forward can be read and changed, and `wb.verify` holds
+a model of it to transformers. This table is written by `workbench models --markdown`, from the
+families themselves.
 
 """
 
@@ -90,11 +90,10 @@ def default_config(name: str) -> "PretrainedConfig":
         OptionError: If transformers knows no models of that name.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto import configuration_auto
 
-    model_type = next(
-        (known for known in CONFIG_MAPPING_NAMES if known.replace("-", "_") == name), None
-    )
+    types: Mapping[str, str] = vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+    model_type = next((known for known in types if known.replace("-", "_") == name), None)
     if model_type is None:
         raise OptionError("family", "a file named like one of transformers' model types", name)
     untyped: Any = AutoConfig
@@ -109,7 +108,7 @@ def _known(name: str) -> Known:
         kind = "encoder–decoder"
     module = importlib.import_module(type(FAMILIES[name]).__module__)
     about = (module.__doc__ or "").strip().partition("\n")[0].rstrip(".")
-    architecture = _architecture(config.model_type, kind)
+    architecture = architecture_of(config.model_type, kind)
     return Known(name, about, config.model_type, architecture, kind, _names(stack.sites))
 
 
@@ -117,7 +116,8 @@ def _names(sites: Sites) -> tuple[str, ...]:
     return tuple(dict.fromkeys(site.name for site in sites))
 
 
-def _architecture(model_type: str, kind: str) -> str:
+def architecture_of(model_type: str, kind: str) -> str:
+    """What transformers calls its class of a model type for what a kind does."""
     from transformers.models.auto import modeling_auto
 
     tables = vars(modeling_auto)

@@ -4,9 +4,10 @@ Notable: blocks are handed in by a family, so nothing here asks which model it i
 ever written to a module after it is loaded: tap, cache and positions are arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,15 @@ class Stack(nn.Module):
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What a model was built by."""
+
+    config: Mapping[str, Any]  # as Hugging Face has it
+    folder: Path | None  # it was read from; None for what was never on a disk
+
+
+@final
 class Transformer:
     """A frozen language model: meets the `Model` protocol of the core."""
 
@@ -128,14 +138,14 @@ class Transformer:
         name: str,
         fingerprint: str,
         tokenizer: Vocabulary | None,
-        folder: Path | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self._stack = stack.requires_grad_(requires_grad=False).eval()
         for part in stack.modules():
             if isinstance(part, Linear | Unembedding):  # a view's may be those of its model
                 part.tiles = of_its_weight(part.weight, part.tiles)
         self._name, self._fingerprint, self._tokenizer = name, fingerprint, tokenizer
-        self._folder = folder
+        self._origin = origin
         self._blocks = tuple(block for block in stack.blocks if isinstance(block, AnyBlock))
 
     @property
@@ -154,9 +164,9 @@ class Transformer:
         return self._tokenizer
 
     @property
-    def folder(self) -> Path | None:
-        """The Hugging Face style folder it was read from; None for what was never on a disk."""
-        return self._folder
+    def origin(self) -> Origin | None:
+        """The config it was built by, and where; None for views, and for what was built by hand."""
+        return self._origin
 
     @property
     def stack(self) -> Stack:

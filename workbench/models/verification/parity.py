@@ -93,7 +93,7 @@ def tokens(subject: Subject) -> Measured:
     """
     from workbench.models.tokenizer import Tokenizer
 
-    tokenizer, folder = subject.model.tokenizer, subject.model.folder
+    tokenizer, folder = subject.model.tokenizer, subject.folder
     if not isinstance(tokenizer, Tokenizer) or folder is None:
         message = "it was loaded without the tokenizer of a folder"
         raise NotApplicableError(message)

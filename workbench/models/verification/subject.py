@@ -3,14 +3,12 @@
 Notable: everything dear is made once, when first asked for, and shared by the checks.
 """
 
-import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import Tensor, nn
 
 from workbench.core.errors import WeightsError
 from workbench.core.guards import Need, check_need
@@ -19,6 +17,7 @@ from workbench.core.sites import Sites
 from workbench.core.trace import Trace
 from workbench.models.tables import read_table
 from workbench.models.transformer import Transformer
+from workbench.models.views.stacks import converted, like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,6 +57,11 @@ class Subject:
     model: Transformer
     theirs: "PreTrainedModel | None"
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the model was read."""
+        return None if self.model.origin is None else self.model.origin.folder
+
     @cached_property
     def ours(self) -> Transformer:
         """The model in float32."""
@@ -72,10 +76,10 @@ class Subject:
         """
         if self.theirs is not None:
             return self.theirs
-        if self.model.folder is None:
+        if self.folder is None:
             message = "it was not read from a folder; pass transformers' own model as theirs="
             raise NotApplicableError(message)
-        return read_twin(self.model.folder, self.model.dtype)
+        return read_twin(self.folder, self.model.dtype)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -177,19 +181,7 @@ def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
     """
     if model.dtype == dtype:
         return model
-    own = {weight.data_ptr(): weight for weight in model.stack.parameters()}
-    n_bytes = sum(weight.numel() for weight in own.values()) * dtype.itemsize
+    n_bytes = sum(weight.numel() for weight in model.stack.parameters()) * dtype.itemsize
     check_need(Need(f"model in {dtype}", {"weights": n_bytes}, ("a smaller model",)), model)
     with torch.inference_mode(mode=False):
-        made = {at: _as(weight, dtype) for at, weight in own.items()}
-        memo: dict[int, object] = {
-            id(weight): made[weight.data_ptr()] for weight in model.stack.parameters()
-        }
-        stack = copy.deepcopy(model.stack, memo)
-    return Transformer(
-        stack, name=model.name, fingerprint=model.fingerprint, tokenizer=model.tokenizer
-    )
-
-
-def _as(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        return like(model, converted(model.stack, lambda weight: weight.to(dtype)), "")
