@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,19 +25,21 @@ from workbench.models.config import Config
 from workbench.models.family import FAMILIES, Family
 from workbench.models.layers.embed import Unembedding
 from workbench.models.layers.linear import Linear, tiles_of, worthwhile
-from workbench.models.transformer import Stack, Transformer
+from workbench.models.transformer import Origin, Stack, Transformer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load(
+def load(  # noqa: PLR0913 - where a model comes from, and in which form
     source: "str | Path | PreTrainedModel",
     *,
     tokenizer: object | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     rearrange: bool = True,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Transformer:
     """A frozen model from what `source` names.
 
@@ -51,6 +54,10 @@ def load(
     at them, so a model takes no more memory than its file, until then. Weights must stay as they
     are: a write by `.data` or numpy, which torch cannot see, would be read by gradients alone.
 
+    `revision` is a branch, tag or commit of a hub id: a training checkpoint, say. `adapter` is the
+    folder of a LoRA adapter that peft saved, whose changes are added to the weights; to switch
+    between adapters see `workbench.models.adapters`.
+
     Raises:
         UnknownNameError: If there is no such asset, folder, file or family.
         WeightsError: If weights are missing, left over, misshapen, truncated or of mixed dtypes.
@@ -60,7 +67,12 @@ def load(
     """
     flag("rearrange", rearrange)
     with torch.inference_mode(mode=False):  # what is made in it has no gradients
-        return _load(source, tokenizer, dtype, device, rearrange=rearrange)
+        model = _load(source, tokenizer, dtype, device, rearrange=rearrange, revision=revision)
+        if adapter is None:
+            return model
+        from workbench.models.adapters import read_adapter  # which builds on this file
+
+        return read_adapter(adapter).on(model)
 
 
 def _load(
@@ -70,12 +82,15 @@ def _load(
     device: str | torch.device | None,
     *,
     rearrange: bool,
+    revision: str | None,
 ) -> Transformer:
     if not isinstance(source, str | Path):
+        if revision is not None:
+            raise OptionError("revision", "left out: the model is in memory", revision)
         return _from_memory(source, tokenizer, dtype, device)
     from workbench.models.tokenizer import find_tokenizer  # takes 0.1 s: only when loading
 
-    folder = resolve(str(source))
+    folder = resolve(str(source), revision)
     checkpoint = read_folder(folder)
     vocabulary = find_tokenizer(folder) if tokenizer is None else as_vocabulary(tokenizer)
     return assemble(
@@ -108,23 +123,35 @@ def assemble(  # noqa: PLR0913 - what a model is made of
         WeightsError: If weights do not fit the config, all in one message.
         OptionError: If the config names no family.
     """
-    family_name = config.get("model_type")
-    if not isinstance(family_name, str):
-        raise OptionError("model_type", f"one of {', '.join(FAMILIES)}", family_name)
-    if family_name not in FAMILIES:
-        hint = "Models of other kinds cannot be loaded yet."
-        raise UnknownNameError("family", family_name, FAMILIES, hint)
+    family = family_of(config)
     if dtype is not None and dtype not in FLOATS:
         raise OptionError("dtype", f"one of {', '.join(map(str, FLOATS))}", dtype)
-    stack = empty(FAMILIES[family_name], Config(family_name, config))
-    fill(stack, FAMILIES[family_name].convert(weights, stack), mixed=dtype is not None)
+    stack = empty(family, Config(str(config["model_type"]), config))
+    fill(stack, family.convert(weights, stack), mixed=dtype is not None)
     if dtype is not None or device is not None:
         stack = _moved(stack, dtype, device)
     check_finite(stack)
     digest = fingerprint(config, stack)
     if rearrange:
         _rearrange(stack, weights)
-    return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer, folder=folder)
+    origin = Origin(MappingProxyType(dict(config)), folder)
+    return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer, origin=origin)
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that a config is of.
+
+    Raises:
+        UnknownNameError: If no family has the config's `model_type`.
+        OptionError: If the config names no family.
+    """
+    family_name = config.get("model_type")
+    if not isinstance(family_name, str):
+        raise OptionError("model_type", f"one of {', '.join(FAMILIES)}", family_name)
+    if family_name not in FAMILIES:
+        hint = "Models of other kinds cannot be loaded yet."
+        raise UnknownNameError("family", family_name, FAMILIES, hint)
+    return FAMILIES[family_name]
 
 
 def empty(family: Family, config: Config) -> Stack:
