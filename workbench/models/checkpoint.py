@@ -8,6 +8,7 @@ are read through `weights_only=True`, which runs no code.
 import logging
 import pickle
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,21 @@ from workbench.models.tables import as_ids, read_table
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+# What torch's reader raises on a pickle that contradicts itself: it checks no types.
+DAMAGE = (
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+)
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +258,7 @@ def read_pickled(file: Path) -> Mapping[str, Tensor]:
             f"{file} is refused: it holds more than tensors, and code of a file is never run. "
             "Ask for safetensors."
         ) from None
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+    except DAMAGE as error:
         raise WeightsError(damage(file, _first_line(error))) from None
     if not isinstance(data, dict):
         raise WeightsError(f"{file}: expected a table of tensors, got {type(data).__name__}.")

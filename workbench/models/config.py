@@ -40,6 +40,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 )
 
 
+MOST = 2**25  # of anything: positions, tokens, a width; tables of rotation are really made
 MOST_LAYERS = 1000  # building as many empty blocks takes two seconds
 
 
@@ -58,11 +59,14 @@ class Config:
         """A whole number above 0, under the first of `names` that is there.
 
         Raises:
-            OptionError: If it is missing or something else.
+            OptionError: If it is missing, something else, or beyond any model's.
         """
         value = self._first(names, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise OptionError(f"{self.family}: config key {names[0]!r}", "a number above 0", value)
+        if value > MOST:
+            allowed = f"at most {MOST:,}"
+            raise OptionError(f"{self.family}: config key {names[0]!r}", allowed, value)
         return value
 
     def layers(self, name: str) -> int:
