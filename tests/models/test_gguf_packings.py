@@ -56,7 +56,7 @@ def write(
     names = gguf.get_tensor_name_map(KINDS[architecture], n_layers)
     writer = gguf.GGUFWriter(file, architecture)
     for key, value in sizes.items():
-        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        add: Any = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         add(f"{architecture}.{key}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

@@ -55,7 +55,7 @@ class Config:
     family: str
     values: Mapping[str, Any]
 
-    def count(self, *names: str, default: int | None = None) -> int:
+    def count(self, *names: str, default: int | None = None, most: int = MOST) -> int:
         """A whole number above 0, under the first of `names` that is there.
 
         Raises:
@@ -64,8 +64,8 @@ class Config:
         value = self._first(names, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise OptionError(f"{self.family}: config key {names[0]!r}", "a number above 0", value)
-        if value > MOST:
-            allowed = f"at most {MOST:,}"
+        if value > most:
+            allowed = f"at most {most}"
             raise OptionError(f"{self.family}: config key {names[0]!r}", allowed, value)
         return value
 
@@ -75,11 +75,7 @@ class Config:
         Raises:
             OptionError: If it is missing, something else, or beyond any model's.
         """
-        count = self.count(name)
-        if count > MOST_LAYERS:
-            allowed = f"at most {MOST_LAYERS}"
-            raise OptionError(f"{self.family}: config key {name!r}", allowed, count)
-        return count
+        return self.count(name, most=MOST_LAYERS)
 
     def number(self, name: str, default: float) -> float:
         """A finite number.
