@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import workbench as wb
+from tests import tiny
 from workbench import cli
 from workbench.core.errors import (
     FormatError,
@@ -16,6 +17,10 @@ from workbench.core.errors import (
     OptionError,
     UnknownNameError,
 )
+from workbench.models.family import FAMILIES
+from workbench.models.overview import families
+from workbench.models.verification import behaviour
+from workbench.models.verify import CHECKS
 from workbench.serve import app_file, serve_app
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -30,7 +35,10 @@ def shell(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def test_without_arguments_it_lists_its_commands() -> None:
     shown = CliRunner().invoke(cli.app, [])
-    assert all(name in shown.output for name in ("app", "doctor", "pull", "run", "generate"))
+    assert all(
+        name in shown.output
+        for name in ("app", "doctor", "models", "pull", "run", "generate", "verify")
+    )
 
 
 def test_pull_without_a_name_lists_the_assets_and_their_licences() -> None:
@@ -141,3 +149,34 @@ def test_a_missing_plan_is_said_once() -> None:
         wb.Plan.load("/nope")
     with pytest.raises(FormatError, match="cannot be read"):
         wb.Plan.load("a" * 300)
+
+
+def test_verify_shows_every_check_and_ends_with_its_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    tiny.hf("llama").save_pretrained(tmp_path / "model")
+    done = CliRunner().invoke(cli.app, ["verify", str(tmp_path / "model")])
+    assert done.exit_code == 0, done.output
+    assert all(name.split()[0] in done.output for name in CHECKS)
+    monkeypatch.setattr(behaviour, "SLOPE", 0.0)  # no finite difference is exact
+    assert CliRunner().invoke(cli.app, ["verify", str(tmp_path / "model")]).exit_code == 1
+
+
+def test_models_shows_every_family_and_the_document_is_this_table() -> None:
+    shown = CliRunner().invoke(cli.app, ["models"])
+    assert shown.exit_code == 0
+    assert all(name in shown.output for name in FAMILIES)
+    told = CliRunner().invoke(cli.app, ["models", "--markdown"])
+    document = Path(__file__).parent.parent / "docs" / "families.md"
+    rows = document.read_text().splitlines()
+    assert rows == told.output.splitlines(), "write it anew: workbench models --markdown"
+
+
+def test_a_family_is_told_by_what_it_has() -> None:
+    known = {one.name: one for one in families()}
+    assert known["gpt2"].architecture == "GPT2LMHeadModel"
+    assert {one.kind for one in known.values()} <= {"decoder", "encoder", "encoder–decoder"}
+    assert "hook_pos_embed" in known["gpt2"].sites
+    assert "hook_pos_embed" not in known["llama"].sites
+    assert known["llama"].about.startswith("Llama 1-3")

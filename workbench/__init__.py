@@ -1,6 +1,8 @@
 """The workbench: look into language models, and control them.
 
     load       a name, folder, file or Hugging Face model  ->  a frozen Model
+    models.new draws the weights of a config's model; save writes one for transformers
+    verify     holds a model to transformers and to what must add up  ->  a Report
     run        one forward with changes and recordings     ->  a Trace
     load_trace opens the files of one that was spilled     ->  a SpilledTrace
     estimate   the memory a run would take, before it runs
@@ -18,6 +20,7 @@ The nouns are in `ARCHITECTURE.md`; methods are found in `workbench.attribution`
 `.lenses`, probes in `probes`.
 """
 
+from workbench import models
 from workbench.core import gates, metrics, schedules, scopes, sinks
 from workbench.core import operators as ops
 from workbench.core.activation_store import ActivationStore
@@ -48,6 +51,9 @@ from workbench.core.tap import Tap
 from workbench.core.trace import Trace
 from workbench.models.load import load
 from workbench.models.pooling import embed_texts
+from workbench.models.save import save
+from workbench.models.verification.report import Report
+from workbench.models.verify import verified, verify
 
 __version__ = package_version()
 __all__ = [
@@ -66,6 +72,7 @@ __all__ = [
     "Piece",
     "Plan",
     "Receipt",
+    "Report",
     "Result",
     "Site",
     "Spans",
@@ -89,13 +96,17 @@ __all__ = [
     "load_result",
     "load_trace",
     "metrics",
+    "models",
     "ops",
     "run",
+    "save",
     "schedules",
     "scopes",
     "sinks",
     "store_activations",
     "store_size",
     "sweep",
+    "verified",
+    "verify",
     "vjp",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `workbench app | doctor | pull | run | generate`.
+"""The command line: `workbench app | doctor | models | verify | pull | run | generate`.
 
 A `WorkbenchError` is shown as its message, with exit code 1; anything else crashes loudly.
 """
@@ -131,6 +131,51 @@ def doctor(model: Model = DEFAULT) -> None:
     out.print(Text(str(parity), style=style))
     if not parity.passed:
         raise typer.Exit(1)
+
+
+@app.command(help="Hold a model to transformers and to what must add up; keep the report.")
+def verify(name: Annotated[str, typer.Argument(help="What load takes.")] = DEFAULT) -> None:
+    """Hold a model to transformers and to what must add up; keep the report.
+
+    Raises:
+        Exit: With code 1 if a check failed.
+    """
+    import workbench as wb
+
+    report = wb.verify(name)
+    columns = report.table().columns
+    table = Table(title=plain(f"{report.model} ({report.fingerprint})"), title_justify="left")
+    for column in columns:
+        table.add_column(column, no_wrap=column in ("check", "measured"))
+    for row in report.table().rows():
+        cells = [Text(plain(str(cell))) for cell in row.values()]
+        table.add_row(*cells, style="red" if row["passed"] == "NO" else "")
+    out.print(table)
+    for check, reason in report.left_out.items():
+        out.print(Text(plain(f"not checked: {check} ({reason})"), style="dim"))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command(help="Show which families of models are native, and what is special to each.")
+def models(
+    *,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As docs/families.md.")] = False,
+) -> None:
+    """Show which families of models are native, and what is special to each."""
+    from workbench.models import overview
+
+    known = overview.families()
+    if as_markdown:
+        out.print(Text(overview.markdown(known)), end="", soft_wrap=True)
+        return
+    made = overview.table(known)
+    table = Table(title="families", title_justify="left")
+    for column in made.columns:
+        table.add_column(column, no_wrap=column == "family", overflow="fold")
+    for row in made.rows():
+        table.add_row(*(Text(str(cell)) for cell in row.values()))
+    out.print(table)
 
 
 @app.command(name="app", help="Serve the app in the browser, on this machine only.")

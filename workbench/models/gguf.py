@@ -10,7 +10,9 @@ GPT-2's own special token where the file has none, with an id the model has no r
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +36,17 @@ LIKE_GPT2 = {None, "", "default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais
 DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 
 # What the file's reader puts into a config that says where it was read, not what it is.
-NOT_CONFIG = ("quantization_config", "_name_or_path", "_model_name_or_path", "unk_token_id")
+NOT_CONFIG = (
+    "quantization_config",
+    "_name_or_path",
+    "_model_name_or_path",
+    "unk_token_id",
+    "feed_forward_length",
+)
+# Sizes that the reader puts under a key its model does not read: they would be at their default.
+MISREAD: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {"gpt2": {"context_length": "n_positions", "feed_forward_length": "n_inner"}}
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +92,7 @@ def convert_gguf(file: Path, destination: Path) -> Path:
             _convert_tokenizer(alone, destination, header)
         except FormatError:
             raise
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception
             kind = header.text("general.architecture")
             raise FormatError(
                 f"{file}: transformers cannot convert this GGUF file of architecture {kind!r} "
@@ -93,13 +105,18 @@ def _convert_model(file: Path, destination: Path, header: Header) -> None:
     import safetensors.torch
     import transformers
 
-    auto: Any = transformers.AutoModelForCausalLM  # untyped
-    model: PreTrainedModel = auto.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.float32
+    untyped: Any = transformers
+    place: dict[str, Any] = {"gguf_file": file.name}
+    config = untyped.AutoConfig.from_pretrained(str(file.parent), **place)
+    architecture = header.text("general.architecture") or ""
+    for key, name in MISREAD.get(architecture, {}).items():
+        config.update({name: header.number(f"{architecture}.{key}")})
+    model: PreTrainedModel = untyped.AutoModelForCausalLM.from_pretrained(
+        str(file.parent), **place, config=config, dtype=torch.float32
     )
     weights = untied(dict(model.state_dict()))
-    untyped: Any = safetensors.torch
-    untyped.save_file(weights, destination / "model.safetensors", metadata={"format": "pt"})
+    files: Any = safetensors.torch
+    files.save_file(weights, destination / "model.safetensors", metadata={"format": "pt"})
     text = model.config.to_json_string(use_diff=True)
     write_json(destination / "config.json", plain_config(text, type(model).__name__))
     ends = [header.number(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot")]

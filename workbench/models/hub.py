@@ -10,8 +10,10 @@ WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.
 UNWANTED = ["*/*", "*.bin", "*.py"]
 
 
-def snapshot(hub_id: str) -> Path:
+def snapshot(hub_id: str, revision: str | None = None) -> Path:
     """The folder of a hub id's safetensors, configs and tokenizer; downloads what is not here.
+
+    `revision` is a branch, tag or commit; None: the main branch.
 
     Raises:
         AssetError: If the hub cannot be reached, or has no such model for us.
@@ -27,14 +29,17 @@ def snapshot(hub_id: str) -> Path:
     untyped: Any = huggingface_hub
     try:
         folder = Path(
-            untyped.snapshot_download(hub_id, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+            untyped.snapshot_download(
+                hub_id, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
+        which = "" if revision is None else f" at revision {revision!r}"
         raise AssetError(
-            f"{hub_id!r} is no local folder and could not be fetched from the hub ({reason}). "
-            "Check the name, the network and, for a gated model, `hf auth login`; or give a "
-            "local folder, or one of the assets that `workbench doctor` lists."
+            f"{hub_id!r}{which} is no local folder and could not be fetched from the hub "
+            f"({reason}). Check the name, the network and, for a gated model, `hf auth login`; "
+            "or give a local folder, or one of the assets that `workbench doctor` lists."
         ) from None
     if not any(folder.glob("*.safetensors")):
         raise WeightsError(

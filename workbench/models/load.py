@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ from workbench.models.checkpoint import read_folder, release, resolve
 from workbench.models.config import Config
 from workbench.models.family import FAMILIES, Family
 from workbench.models.layers.linear import Tiled
-from workbench.models.transformer import Stack, Transformer
+from workbench.models.transformer import Origin, Stack, Transformer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
 Rearrange = bool | Literal["whole"]  # which matrices are copied into the order of the kernel
 
 
-def load(
+def load(  # noqa: PLR0913 - where a model comes from, and in which form
     source: "str | Path | PreTrainedModel",
     *,
     tokenizer: object | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     rearrange: Rearrange = True,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Transformer:
     """A frozen model from what `source` names.
 
@@ -54,6 +57,10 @@ def load(
     as they are: a write by `.data` or numpy, which torch cannot see, would be read by gradients
     alone.
 
+    `revision` is a branch, tag or commit of a hub id: a training checkpoint, say. `adapter` is the
+    folder of a LoRA adapter that peft saved, whose changes are added to the weights; to switch
+    between adapters see `workbench.models.adapters`.
+
     Raises:
         UnknownNameError: If there is no such asset, folder, file or family.
         WeightsError: If weights are missing, left over, misshapen, truncated or of mixed dtypes.
@@ -64,7 +71,12 @@ def load(
     if not isinstance(rearrange, bool) and rearrange != "whole":
         raise OptionError("rearrange", "True, False or 'whole'", rearrange)
     with torch.inference_mode(mode=False):  # what is made in it has no gradients
-        return _load(source, tokenizer, dtype, device, rearrange=rearrange)
+        model = _load(source, tokenizer, dtype, device, rearrange=rearrange, revision=revision)
+        if adapter is None:
+            return model
+        from workbench.models.adapters import read_adapter  # which builds on this file
+
+        return read_adapter(adapter).on(model)
 
 
 def _load(
@@ -74,12 +86,15 @@ def _load(
     device: str | torch.device | None,
     *,
     rearrange: Rearrange,
+    revision: str | None,
 ) -> Transformer:
     if not isinstance(source, str | Path):
+        if revision is not None:
+            raise OptionError("revision", "left out: the model is in memory", revision)
         return _from_memory(source, tokenizer, dtype, device)
     from workbench.models.tokenizer import find_tokenizer  # takes 0.1 s: only when loading
 
-    folder = resolve(str(source))
+    folder = resolve(str(source), revision)
     checkpoint = read_folder(folder)
     vocabulary = find_tokenizer(folder) if tokenizer is None else as_vocabulary(tokenizer)
     return assemble(
@@ -90,6 +105,7 @@ def _load(
         dtype=dtype,
         device=device,
         rearrange=rearrange,
+        folder=folder,
     )
 
 
@@ -102,6 +118,7 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     rearrange: Rearrange = True,
+    folder: Path | None = None,
 ) -> Transformer:
     """A frozen model from a Hugging Face config and weights by their Hugging Face names.
 
@@ -110,24 +127,36 @@ def assemble(  # noqa: PLR0913 - what a model is made of
         WeightsError: If weights do not fit the config, all in one message.
         OptionError: If the config names no family.
     """
-    family_name = config.get("model_type")
-    if not isinstance(family_name, str):
-        raise OptionError("model_type", f"one of {', '.join(FAMILIES)}", family_name)
-    if family_name not in FAMILIES:
-        hint = "Models of other kinds cannot be loaded yet."
-        raise UnknownNameError("family", family_name, FAMILIES, hint)
+    family = family_of(config)
     if dtype is not None and dtype not in FLOATS:
         raise OptionError("dtype", f"one of {', '.join(map(str, FLOATS))}", dtype)
-    file = family_name.replace("-", "_")  # which errors name
-    stack = empty(FAMILIES[family_name], Config(file, config))
-    fill(stack, FAMILIES[family_name].convert(weights, stack), mixed=dtype is not None)
+    file = str(config["model_type"]).replace("-", "_")  # which errors name
+    stack = empty(family, Config(file, config))
+    fill(stack, family.convert(weights, stack), mixed=dtype is not None)
     if dtype is not None or device is not None:
         stack = _moved(stack, dtype, device)
     check_finite(stack)
     digest = fingerprint(config, stack)
     if rearrange:
         _rearrange(stack, weights, whole=rearrange == "whole")
-    return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer)
+    origin = Origin(MappingProxyType(dict(config)), folder)
+    return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer, origin=origin)
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that a config is of.
+
+    Raises:
+        UnknownNameError: If no family has the config's `model_type`.
+        OptionError: If the config names no family.
+    """
+    family_name = config.get("model_type")
+    if not isinstance(family_name, str):
+        raise OptionError("model_type", f"one of {', '.join(FAMILIES)}", family_name)
+    if family_name not in FAMILIES:
+        hint = "Models of other kinds cannot be loaded yet."
+        raise UnknownNameError("family", family_name, FAMILIES, hint)
+    return FAMILIES[family_name]
 
 
 def empty(family: Family, config: Config) -> Stack:

@@ -4,8 +4,10 @@ Notable: blocks are handed in by a family, so nothing here asks which model it i
 ever written to a module after it is loaded: tap, cache and positions are arguments.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
@@ -125,17 +127,33 @@ class Stack(nn.Module):
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What a model was built by."""
+
+    config: Mapping[str, Any]  # as Hugging Face has it
+    folder: Path | None  # it was read from; None for what was never on a disk
+
+
+@final
 class Transformer:
     """A frozen language model: meets the `Model` protocol of the core."""
 
     def __init__(
-        self, stack: Stack, *, name: str, fingerprint: str, tokenizer: Vocabulary | None
+        self,
+        stack: Stack,
+        *,
+        name: str,
+        fingerprint: str,
+        tokenizer: Vocabulary | None,
+        origin: Origin | None = None,
     ) -> None:
         self._stack = stack.requires_grad_(requires_grad=False).eval()
         for part in stack.modules():
             if isinstance(part, Tiled):
                 part.forget()  # a view's may be those of its model
         self._name, self._fingerprint, self._tokenizer = name, fingerprint, tokenizer
+        self._origin = origin
         self._blocks = tuple(block for block in stack.blocks if isinstance(block, AnyBlock))
 
     @property
@@ -152,6 +170,11 @@ class Transformer:
     def tokenizer(self) -> Vocabulary | None:
         """Its vocabulary, where it has one."""
         return self._tokenizer
+
+    @property
+    def origin(self) -> Origin | None:
+        """The config it was built by, and where; None for views, and for what was built by hand."""
+        return self._origin
 
     @property
     def stack(self) -> Stack:

@@ -1,0 +1,129 @@
+"""What each family supports, as the registry and the families themselves say it: one table.
+
+Notable: nothing here is a list to keep. A family's sites are those of a stack it builds, without
+memory, of the default config that transformers has for it; `docs/families.md` is this table.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, final
+
+from workbench.core.errors import OptionError
+from workbench.core.result import Table
+from workbench.core.sites import Sites
+from workbench.models.config import Config
+from workbench.models.family import FAMILIES
+from workbench.models.load import empty
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# What a kind of model is asked to do, and transformers' table of classes that do it.
+TASKS: Mapping[str, str] = MappingProxyType(
+    {
+        "decoder": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+        "encoder": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+        "encoder–decoder": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    }
+)
+LAYERS = 2  # as many as show every site there is
+HEADER = """# Model families
+
+Every family here is native: each site of the forward can be read and changed, and `wb.verify` holds
+a model of it to transformers. This table is written by `workbench models --markdown`, from the
+families themselves.
+
+"""
+
+
+@final
+@dataclass(frozen=True)
+class Known:
+    """One family: what transformers calls it, what it is, and which sites it has."""
+
+    name: str
+    about: str
+    model_type: str
+    architecture: str
+    kind: str
+    sites: tuple[str, ...]  # names with {} in the layer's place, in forward order
+
+
+def families() -> tuple[Known, ...]:
+    """Every native family; imports transformers, which takes seconds."""
+    return tuple(_known(name) for name in FAMILIES)
+
+
+def table(known: Sequence[Known]) -> Table:
+    """One row per family; what is special to it are the sites that not all families have."""
+    common = set.intersection(*(set(one.sites) for one in known)) if known else set[str]()
+    special = [", ".join(_short(s) for s in one.sites if s not in common) for one in known]
+    return Table(
+        {
+            "family": [one.name for one in known],
+            "kind": [one.kind for one in known],
+            "in transformers": [one.architecture for one in known],
+            "what it is": [one.about for one in known],
+            "sites": [len(one.sites) for one in known],
+            "beyond those of all": special,
+        }
+    )
+
+
+def markdown(known: Sequence[Known]) -> str:
+    """The same as a document."""
+    made = table(known)
+    lines = [" | ".join(made.columns), " | ".join("---" for _ in made.columns)]
+    for row in made.rows():
+        code = {"family", "in transformers"}
+        cells = (f"`{cell}`" if name in code else str(cell) for name, cell in row.items())
+        lines.append(" | ".join(cells))
+    return HEADER + "".join(f"| {line} |\n" for line in lines)
+
+
+def default_config(name: str) -> "PretrainedConfig":
+    """The config that transformers has for a family's models by default, of two layers.
+
+    Raises:
+        OptionError: If transformers knows no models of that name.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto import configuration_auto
+
+    types: Mapping[str, str] = vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+    model_type = next((known for known in types if known.replace("-", "_") == name), None)
+    if model_type is None:
+        raise OptionError("family", "a file named like one of transformers' model types", name)
+    untyped: Any = AutoConfig
+    return untyped.for_model(model_type, num_hidden_layers=LAYERS)
+
+
+def _known(name: str) -> Known:
+    config: Any = default_config(name)
+    stack = empty(FAMILIES[name], Config(config.model_type, config.to_dict()))
+    kind = "decoder" if stack.causal else "encoder"
+    if config.is_encoder_decoder:
+        kind = "encoder–decoder"
+    module = importlib.import_module(type(FAMILIES[name]).__module__)
+    about = (module.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+    architecture = architecture_of(config.model_type, kind)
+    return Known(name, about, config.model_type, architecture, kind, _names(stack.sites))
+
+
+def _names(sites: Sites) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(site.name for site in sites))
+
+
+def architecture_of(model_type: str, kind: str) -> str:
+    """What transformers calls its class of a model type for what a kind does."""
+    from transformers.models.auto import modeling_auto
+
+    tables = vars(modeling_auto)
+    found = tables[TASKS[kind]].get(model_type) or tables["MODEL_MAPPING_NAMES"][model_type]
+    return found if isinstance(found, str) else found[0]
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("blocks.{}.")
