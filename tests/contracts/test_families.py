@@ -11,6 +11,7 @@ from torch import Tensor
 import workbench as wb
 from tests import tiny
 from tests.families import EXAMPLES, hf
+from tests.two_stacks import TWO_STACKS
 from workbench.core.errors import UnknownConfigKeyError
 from workbench.core.operators import Scale, Zero
 from workbench.core.sites import Site
@@ -20,7 +21,7 @@ from workbench.models.transformer import Transformer
 TOLERANCE = 1e-5  # float32: the same sums in another order
 PROMPTS = ["abcdef", "ab", "hello you"]
 CASES = [(name, change) for name in EXAMPLES for change in EXAMPLES[name].variants]
-families = pytest.mark.parametrize("name", list(FAMILIES))
+families = pytest.mark.parametrize("name", list(EXAMPLES))
 variants = pytest.mark.parametrize(
     ("name", "changes"),
     [(name, EXAMPLES[name].variants[change]) for name, change in CASES],
@@ -34,7 +35,7 @@ def model_of(name: str, **changes: Any) -> Transformer:
 
 
 def test_every_family_has_a_tiny_model() -> None:
-    assert sorted(FAMILIES) == sorted(EXAMPLES)
+    assert sorted(FAMILIES) == sorted([*EXAMPLES, *TWO_STACKS])
 
 
 @variants

@@ -20,7 +20,11 @@ from workbench.core.tap import Tap
 
 @dataclass(frozen=True)
 class Sizes:
-    """The counts and widths of a model."""
+    """The counts and widths of a model.
+
+    Of `n_layers` blocks the first `n_encoder_layers` are those of an encoder; the others, its
+    decoder's, say something after `start_id` at the least.
+    """
 
     n_layers: int
     d_model: int
@@ -30,6 +34,8 @@ class Sizes:
     d_mlp: int
     d_vocab: int
     n_ctx: int
+    n_encoder_layers: int = 0
+    start_id: int | None = None
 
 
 @runtime_checkable
@@ -125,7 +131,11 @@ class Model(Protocol):
         last: int | None = None,
         cache: Cache | None = None,
     ) -> Resid:
-        """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them)."""
+        """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them).
+
+        Where there is an encoder, a stream has the columns of the source before those of the
+        target, as long as a block is to come that may read them.
+        """
         ...
 
     def unembed(self, resid: Resid, tap: Tap, *, vocabulary: Tensor | None = None) -> Logits:
@@ -134,10 +144,10 @@ class Model(Protocol):
 
 
 def new_cache(model: Model, batch: int, capacity: int) -> KeyValueCache:
-    """An empty cache for `batch` rows of at most `capacity` columns."""
+    """An empty cache for `batch` rows of at most `capacity` columns, those of an encoder aside."""
     sizes = model.sizes
     return KeyValueCache(
-        sizes.n_layers,
+        sizes.n_layers - sizes.n_encoder_layers,
         batch,
         capacity,
         sizes.n_key_value_heads,

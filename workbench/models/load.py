@@ -21,6 +21,7 @@ from workbench.core.protocols import Vocabulary
 from workbench.core.store import folder_or_file
 from workbench.models.checkpoint import read_folder, release, resolve
 from workbench.models.config import Config
+from workbench.models.encoder_decoder import EncoderDecoder, TwoStacks
 from workbench.models.family import FAMILIES, Family
 from workbench.models.layers.embed import Unembedding
 from workbench.models.layers.linear import Linear, tiles_of, worthwhile
@@ -122,6 +123,8 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     digest = fingerprint(config, stack)
     if rearrange:
         _rearrange(stack, weights)
+    if isinstance(stack, TwoStacks):
+        return EncoderDecoder(stack, name=name, fingerprint=digest, tokenizer=tokenizer)
     return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer)
 
 

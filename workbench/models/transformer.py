@@ -92,7 +92,6 @@ class ParallelBlock(AnyBlock):
 PreNormBlock = Block | ParallelBlock  # whose parts the classic interface and folding know
 
 
-@final
 class Stack(nn.Module):
     """The weights of a transformer and how they are arranged; knows no name and no tokenizer."""
 
@@ -119,7 +118,6 @@ class Stack(nn.Module):
         self.sites: Sites = (*embed.sites, *inner, *ln_final.sites, *unembed.sites)
 
 
-@final
 class Transformer:
     """A frozen language model: meets the `Model` protocol of the core."""
 
