@@ -1,5 +1,6 @@
 """What every model family keeps to; one to come needs a tiny config in `tests/families`."""
 
+import inspect
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,10 +13,12 @@ import workbench as wb
 from tests import tiny
 from tests.families import EXAMPLES, hf
 from tests.two_stacks import TWO_STACKS
+from workbench.core.data import Batch, batch_of
 from workbench.core.errors import UnknownConfigKeyError
 from workbench.core.operators import Scale, Zero
 from workbench.core.sites import Site
 from workbench.models.family import FAMILIES
+from workbench.models.load import assemble
 from workbench.models.transformer import Transformer
 
 TOLERANCE = 1e-5  # float32: the same sums in another order
@@ -23,8 +26,8 @@ PROMPTS = ["abcdef", "ab", "hello you"]
 CASES = [(name, change) for name in EXAMPLES for change in EXAMPLES[name].variants]
 families = pytest.mark.parametrize("name", list(EXAMPLES))
 variants = pytest.mark.parametrize(
-    ("name", "changes"),
-    [(name, EXAMPLES[name].variants[change]) for name, change in CASES],
+    ("name", "change", "changes"),
+    [(name, change, EXAMPLES[name].variants[change]) for name, change in CASES],
     ids=[f"{name}: {change}" for name, change in CASES],
 )
 
@@ -34,30 +37,46 @@ def model_of(name: str, **changes: Any) -> Transformer:
     return wb.load(hf(name, **changes), tokenizer=tiny.Bytes())
 
 
+def placed(theirs: Any, batch: Batch) -> Mapping[str, Tensor]:
+    """Where the tokens stand, for those that do not find out by themselves."""
+    asked = "position_ids" in inspect.signature(theirs.forward).parameters
+    return {"position_ids": batch.positions} if asked else {}
+
+
 def test_every_family_has_a_tiny_model() -> None:
     assert sorted(FAMILIES) == sorted([*EXAMPLES, *TWO_STACKS])
 
 
 @variants
-def test_it_says_what_transformers_says(name: str, changes: Mapping[str, Any]) -> None:
+def test_it_says_what_transformers_says(name: str, change: str, changes: Mapping[str, Any]) -> None:
     theirs = hf(name, **changes)
     ours, ids = wb.load(theirs), tiny.tokens(2, 11)
     with torch.no_grad():
-        expected = theirs(ids, output_hidden_states=True, output_attentions=True)
+        like = change not in EXAMPLES[name].unlike
+        expected = theirs(ids, output_hidden_states=True, output_attentions=like)
     trace = wb.run(ours, ids, record=ours.sites)
     tiny.close(wb.run(ours, ids).logits, expected.logits, TOLERANCE)
     tiny.close(trace.logits, expected.logits, TOLERANCE)
     for layer in range(ours.sizes.n_layers):  # their last hidden state is after the final norm
         stream = trace[f"blocks.{layer}.hook_resid_pre"]
         tiny.close(stream, expected.hidden_states[layer], TOLERANCE)
-        pattern = trace[f"blocks.{layer}.attn.hook_pattern"]
-        tiny.close(pattern, expected.attentions[layer], TOLERANCE)
+        if like:
+            pattern = trace[f"blocks.{layer}.attn.hook_pattern"]
+            tiny.close(pattern, expected.attentions[layer], TOLERANCE)
+
+
+@variants
+def test_every_layer_s_streams_sum_up(name: str, change: str, changes: Mapping[str, Any]) -> None:
+    model, example = wb.load(hf(name, **changes)), EXAMPLES[name]
+    trace = wb.run(model, tiny.tokens(2, 7), record=model.sites)
+    for layer in range(model.sizes.n_layers):
+        example.identities.get(change, example.identity)(trace, layer)
 
 
 @variants
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_nothing(
-    name: str, changes: Mapping[str, Any], side: Any
+    name: str, change: str, changes: Mapping[str, Any], side: Any
 ) -> None:
     theirs = hf(name, **changes)
     ours = wb.load(theirs)
@@ -67,7 +86,7 @@ def test_padding_on_either_side_changes_nothing(
     assert mask is not None
     with torch.no_grad():
         expected = theirs(
-            trace.batch.tokens, attention_mask=mask.long(), position_ids=trace.batch.positions
+            trace.batch.tokens, attention_mask=mask.long(), **placed(theirs, trace.batch)
         ).logits
     tiny.close(trace.logits[mask], expected[mask], TOLERANCE)
     for row, ids in enumerate(rows):
@@ -75,7 +94,9 @@ def test_padding_on_either_side_changes_nothing(
 
 
 @variants
-def test_it_writes_what_transformers_writes(name: str, changes: Mapping[str, Any]) -> None:
+def test_it_writes_what_transformers_writes(
+    name: str, change: str, changes: Mapping[str, Any]
+) -> None:
     theirs = hf(name, **changes)
     ours, rows = wb.load(theirs), [tiny.tokens(5).tolist(), tiny.tokens(9, seed=1).tolist()]
     with tiny.unchecked():
@@ -132,6 +153,55 @@ def test_what_the_heads_write_sums_to_what_attention_writes(name: str) -> None:
         zeroed = wb.Intervention(f"blocks.{layer}.attn.hook_result", Zero())
         bias = wb.run(model, ids, plan=[zeroed], record=site)[site]
         assert (bias - trace[site]).abs().max() > 1e-4  # and they are what it writes
+
+
+@families
+def test_chunks_and_a_cache_write_what_whole_passes_write(name: str) -> None:
+    model, rows = model_of(name), [tiny.tokens(n, seed=n).tolist() for n in (13, 4, 9)]
+    with tiny.unchecked():
+        plain = wb.generate(model, rows, max_new_tokens=5)
+        ways = {
+            "uncached": wb.generate(model, rows, max_new_tokens=5, use_cache=False),
+            "chunks": wb.generate(model, rows, max_new_tokens=5, prefill_chunk=3),
+            "alone": wb.generate(model, rows, max_new_tokens=5, share_prefix=False),
+        }
+    for way, found in ways.items():
+        assert found.tokens == plain.tokens, way
+        for one, other in zip(found.log_probabilities, plain.log_probabilities, strict=True):
+            tiny.close(torch.tensor(one), torch.tensor(other), TOLERANCE)
+
+
+@families
+def test_a_sweep_is_a_loop(name: str) -> None:
+    model, rows = model_of(name), [tiny.tokens(n, seed=n).tolist() for n in (8, 5)]
+    batch = batch_of(model, rows, padding_side="left")
+    cells = [
+        wb.Intervention(str(site), Scale(0.5), positions=positions)
+        for site in model.sites
+        if "pos" in site.axes and site.name != "hook_unembed"
+        for positions in ([1], [4])
+    ]
+    with tiny.unchecked():
+        swept = wb.sweep(model, batch, cells, gap)
+        for index, cell in enumerate(cells):
+            trace = wb.run(model, batch, plan=[cell], positions="last")
+            tiny.close(swept.changed[index], gap(trace.logits[:, -1]), TOLERANCE)
+
+
+def gap(logits: Tensor) -> Tensor:
+    """A number for each row."""
+    return logits[:, 3] - logits[:, 5]
+
+
+@families
+def test_original_checkpoints_say_the_same(name: str) -> None:
+    theirs, spelling = hf(name), EXAMPLES[name].spelling
+    if spelling is None:
+        return  # its checkpoints spell as transformers does
+    config = {**theirs.config.to_dict(), "model_type": theirs.config.model_type}
+    ours = assemble(config, spelling(theirs.state_dict()), name="original")
+    ids = tiny.tokens(1, 5)
+    assert torch.equal(wb.run(ours, ids).logits, wb.run(wb.load(theirs), ids).logits)
 
 
 @families

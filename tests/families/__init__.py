@@ -5,13 +5,59 @@ The contract tests run over all variants of each; a family to come adds a file h
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
+
+from torch import Tensor
 
 from tests import tiny
 from workbench.core.registry import discover
 
 Changes = Mapping[str, Any]
+
+
+# Scalings of the rotation that every family with rotary positions is tried with.
+SCALED: Mapping[str, Changes] = {
+    "linear": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+}
+
+
+def residual(trace: Any, layer: int) -> None:
+    """One after the other: what attention writes is added, then what the neurons write."""
+    at = f"blocks.{layer}.hook_"
+    mid = trace[f"{at}resid_pre"] + trace[f"{at}attn_out"]
+    tiny.close(mid, trace[f"{at}resid_mid"], IDENTITY)
+    tiny.close(mid + trace[f"{at}mlp_out"], trace[f"{at}resid_post"], IDENTITY)
+
+
+def side_by_side(trace: Any, layer: int) -> None:
+    """In parallel blocks both are added at once, and there is no stream between them."""
+    at = f"blocks.{layer}.hook_"
+    written = trace[f"{at}attn_out"] + trace[f"{at}mlp_out"]
+    tiny.close(trace[f"{at}resid_pre"] + written, trace[f"{at}resid_post"], IDENTITY)
+
+
+def normed_after(trace: Any, layer: int) -> None:
+    """Where norms come after: the second sum is of the normalised first, and is normalised too."""
+    at = f"blocks.{layer}."
+    mid = trace[f"{at}hook_resid_pre"] + trace[f"{at}hook_attn_out"]
+    tiny.close(mid, trace[f"{at}hook_resid_mid"], IDENTITY)
+    written = trace[f"{at}ln1.hook_normalized"] + trace[f"{at}hook_mlp_out"]
+    tiny.close(written, trace[f"{at}hook_resid_post"], IDENTITY)
+    after = trace[f"{at}hook_normalized_resid_post"]
+    tiny.close(after, trace[f"{at}ln2.hook_normalized"], IDENTITY)
+
+
+IDENTITY = 1e-5  # float32: sums of three, of size 10 at most
+Identity = Callable[[Any, int], None]
 
 
 @final
@@ -20,10 +66,18 @@ class Example:
     """`build` makes the Hugging Face model of a config changed in some keys, with random weights.
 
     `variants` are changes that make other code run, by what they are; the plain config is one.
+    `identity` asserts what the streams of one layer sum to, in most variants; `identities` has
+    those of the others. The patterns of variants in `unlike` are not compared: transformers has
+    none in that form. `spelling` renames the weights as the original checkpoints have them, and
+    adds what these carry beside.
     """
 
     build: Callable[..., Any]
     variants: Mapping[str, Changes]
+    identity: Identity = residual
+    identities: Mapping[str, Identity] = field(default_factory=dict[str, Identity])
+    unlike: frozenset[str] = frozenset()
+    spelling: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
 
 
 def hf(family: str, **changes: Any) -> Any:
@@ -31,9 +85,9 @@ def hf(family: str, **changes: Any) -> Any:
     return EXAMPLES[family].build(**changes)
 
 
-def made(config: Any, kind: Callable[[Any], Any]) -> Any:
+def made(config: Any, kind: Callable[[Any], Any], *, attention: str = "eager") -> Any:
     """A Hugging Face model whose every parameter is drawn; eager, which alone returns patterns."""
-    config._attn_implementation = "eager"
+    config._attn_implementation = attention
     return tiny.randomised(kind(config), gain=0.8)  # logits near 1: 1e-5 is their rounding
 
 

@@ -39,10 +39,11 @@ def test_float64_equals_transformers_in_float64() -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"rope_type": "yarn", "factor": 2.0}, "one of 'default', 'linear', 'llama3', got 'yarn'"),
+        ({"rope_type": "axial"}, "'yarn', 'longrope', 'llama3', got 'axial'"),
+        ({"rope_type": "yarn", "factor": 2.0}, "original_max_position_embeddings of .* got None"),
         ({"rope_type": None}, "got None"),
         ({"rope_type": {"full_attention": {}}}, "must be one of"),
-        ({"type": "dynamic", "factor": 2.0}, "got 'dynamic'"),
+        ({"type": "dynamic", "factor": 2.0}, "max_position_embeddings must be given with"),
         ({"rope_type": "linear"}, "factor of rope_type 'linear' must be a number above 0"),
         ({"rope_type": "linear", "factor": "2"}, "a number above 0, got '2'"),
         ({"rope_type": "linear", "factor": float("nan")}, "a number above 0, got nan"),

@@ -14,10 +14,27 @@ from workbench.core.cache import KeyValueCache
 from workbench.core.data import Batch
 from workbench.core.tap import UNTAPPED
 from workbench.models.layers.attention import Attention
-from workbench.models.layers.context import Pass, in_block, opened, outside_blocks, visibility
+from workbench.models.layers.context import (
+    Pass,
+    View,
+    in_block,
+    opened,
+    outside_blocks,
+    views,
+    visibility,
+)
 from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.mlp import MLP, GatedMLP
-from workbench.models.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm
+from workbench.models.layers.norm import (
+    LayerNorm,
+    NoNorm,
+    Norm,
+    OverHeadsRMSNorm,
+    RMSNorm,
+    ShiftedRMSNorm,
+    Times,
+    UnbiasedLayerNorm,
+)
 from workbench.models.layers.positions import Rotary, rotary, rotate, rotate_neighbours
 
 AT = in_block(0)
@@ -38,7 +55,10 @@ def norms(dtype: torch.dtype = torch.float64) -> dict[str, Norm]:
     made = {
         "rms": RMSNorm(6, 1e-3, AT, "ln1"),
         "layer": LayerNorm(6, 1e-3, AT, "ln1"),
+        "shifted": ShiftedRMSNorm(6, 1e-3, AT, "ln1"),
+        "unbiased": UnbiasedLayerNorm(6, 1e-3, AT, "ln1"),
         "none": NoNorm(),
+        "times": Times(0.3),
     }
     return {name: norm for name, norm in made.items() if drawn(norm, dtype)}
 
@@ -52,12 +72,43 @@ def test_a_norm_says_the_same_open_and_fused(name: str) -> None:
     tiny.close(norm.normalise(X, OPEN), norm.normalise(X, UNTAPPED), 1e-12)
 
 
-@pytest.mark.parametrize("name", ["rms", "layer"])
+@pytest.mark.parametrize("name", ["rms", "layer", "shifted", "unbiased"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_norm_keeps_its_input_s_dtype(name: str, dtype: torch.dtype) -> None:
     norm = norms(dtype)[name]
     for tap in (OPEN, UNTAPPED):
         assert norm.normalise(X.to(dtype), tap).dtype is dtype
+
+
+def test_norms_are_their_formulas() -> None:
+    mean, made = X.mean(-1, keepdim=True), norms()
+    rms = X / (X.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    centred = (X - mean) / ((X - mean).square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    expected = {"shifted": rms, "unbiased": centred}
+    for name, plain in expected.items():
+        weight = dict(made[name].named_parameters())["weight"]
+        tiny.close(made[name].normalise(X, UNTAPPED), plain * (weight + (name == "shifted")), 1e-12)
+    tiny.close(made["times"].normalise(X, OPEN), X * 0.3, 0)
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_a_norm_over_heads_divides_all_by_one_scale(over: bool) -> None:
+    """Else each by its own; an unbiased one has weights for each head."""
+    x, name = tiny.normal(2, 5, 3, 4, dtype=torch.float64), "attn.q_norm"
+    norm = (
+        OverHeadsRMSNorm(12, 1e-3, AT, name) if over else UnbiasedLayerNorm((3, 4), 0.1, AT, name)
+    )
+    drawn(norm)
+    flat = x.flatten(-2)
+    scaled = flat / (flat.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight.flatten()
+    alone = torch.stack(
+        [F.layer_norm(x[..., h, :], (4,), norm.weight[h], eps=0.1) for h in range(3)], -2
+    ) if not over else scaled.unflatten(-1, (3, 4))  # fmt: skip
+    for tap in (OPEN, UNTAPPED):
+        tiny.close(norm.normalise(x, tap), alone, 1e-12)
+    spy = tiny.Spy()
+    norm.normalise(x, spy)
+    assert spy.fired == [(norm.scale, (2, 5, 3, 1)), (norm.normalized, (2, 5, 3, 4))]
 
 
 def test_no_norm_is_none() -> None:
@@ -121,7 +172,7 @@ def whole(x: Tensor, real: Tensor | None = None, *, causal: bool = True) -> Pass
     rows, length = x.shape[:2]
     zeros = torch.zeros(rows, dtype=torch.long)
     batch = Batch(torch.zeros(rows, length, dtype=torch.long), real, zeros, zeros + length)
-    return Pass(None, *visibility(opened(batch, None), causal=causal), None)
+    return Pass(None, *visibility(batch, None, causal=causal), None)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -164,7 +215,7 @@ def test_chunks_with_a_cache_equal_one_pass(sizes: list[int], open_: bool) -> No
         x = X[:, start : start + size]
         at = torch.full((2,), start)
         batch = Batch(torch.zeros(2, size, dtype=torch.long), None, at, at + 5)
-        now = Pass(None, *visibility(opened(batch, cache), causal=True), cache)
+        now = Pass(None, *visibility(batch, cache, causal=True), cache)
         parts.append(attn.attend(x, tap, now))
         start += size
     tiny.close(torch.cat(parts, 1), attn.attend(X, tap, whole(X)), 1e-12)
@@ -238,13 +289,13 @@ def test_visibility_is_the_rule(lengths: list[int], steps: int, left: bool, caus
     """Brute force: a query sees real keys up to itself, or all of them; a pad sees itself too."""
     batch = tiny.batch([[1] * n for n in lengths], lengths, "left" if left else "right")
     cache = cache_of(len(lengths), batch.tokens.shape[1] + steps, 1, 2)
-    check(*visibility(opened(batch, cache), causal=causal), batch, [batch], causal=causal)
+    check(*visibility(batch, cache, causal=causal), batch, [batch], causal=causal)
     passes = [batch]
     for step in range(steps if left else 0):
         start = batch.lengths + step
         more = Batch(torch.ones(len(lengths), 1, dtype=torch.long), None, start, batch.prompt)
         passes.append(more)
-        check(*visibility(opened(more, cache), causal=causal), more, passes, causal=causal)
+        check(*visibility(more, cache, causal=causal), more, passes, causal=causal)
 
 
 def check(
@@ -266,3 +317,78 @@ def check(
                 else:
                     got = bool(visible.expand(len(real), 1, queries, keys)[row, 0, query, key])
                 assert got == sees, (row, query, key)
+
+
+# --- windows ------------------------------------------------------------------------------------
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    steps=st.integers(0, 3),
+    left=st.booleans(),
+    masked=st.booleans(),
+    width=st.integers(1, 8),
+)
+def test_a_window_counts_content_tokens(
+    lengths: list[int], steps: int, left: bool, masked: bool, width: int
+) -> None:
+    """Brute force: of the keys that a query sees, those less than `width` tokens before it."""
+    batch = tiny.batch([[1] * n for n in lengths], lengths, "left" if left else "right")
+    size = batch.tokens.shape[1]
+    seen = tiny.normal(1, 1, size, size, seed=steps) < 0.5 if masked else None
+    batch = Batch(batch.tokens, batch.real, batch.start, batch.prompt, seen=seen)
+    cache = cache_of(len(lengths), size + steps, 1, 2)
+    near(batch, batch.lengths, cache, width)
+    for step in range(steps if not masked else 0):
+        start = batch.lengths + step
+        more = Batch(torch.ones(len(lengths), 1, dtype=torch.long), None, start, batch.prompt)
+        near(more, batch.lengths, cache, width)
+
+
+def near(batch: Batch, prompts: Tensor, cache: KeyValueCache, width: int) -> None:
+    """Compares the view of a window with that of none."""
+    whole, windows = views(opened(batch, cache), frozenset({width}), causal=True)
+    queries, keys = batch.tokens.shape[1], cache.length
+    all_, some = as_mask(whole, len(prompts), queries, keys), windows[width]
+    seen = as_mask(some, len(prompts), queries, keys)
+    real = cache.reserve(torch.ones(len(prompts), 0, dtype=torch.bool), padded=False)
+    for row in range(len(prompts)):
+        for query in range(queries):
+            place = keys - queries + query
+            for key in range(keys):
+                between = int(real[row, key + 1 : place + 1].sum())  # tokens after the key
+                expected = bool(all_[row, query, key]) and (between < width or key == place)
+                assert bool(seen[row, query, key]) == expected, (row, query, key)
+    assert some.blind == (batch.seen is not None and not bool(seen.any(-1).all()))
+    if width >= keys:
+        assert some is whole  # the fused kernel's own rule where that suffices
+
+
+def as_mask(view: View, rows: int, queries: int, keys: int) -> Tensor:
+    """A view as a mask of every row."""
+    if view.visible is not None:
+        return view.visible.expand(rows, 1, queries, keys)[:, 0]
+    seen = torch.ones(rows, queries, keys, dtype=torch.bool)
+    return seen.tril() if view.causal else seen
+
+
+@pytest.mark.parametrize("sinks", [True, False])
+@pytest.mark.parametrize("real", [None, torch.tensor([[True] * 5, [False, False] + [True] * 3])])
+def test_windowed_attention_with_sinks_is_its_formula(sinks: bool, real: Tensor | None) -> None:
+    made = partial(Attention, 0, 6, 4, 2, 8, AT, scale=0.3, rotary=False, bias=True, out_bias=True)
+    attn = made(window=2, sinks=sinks)
+    drawn(attn)
+    zeros = torch.zeros(2, dtype=torch.long)
+    batch = Batch(zeros[:, None].expand(2, 5), real, zeros, zeros + 5)
+    whole, windows = views(opened(batch, None), frozenset({2}), causal=True)
+    now = Pass(None, *whole[:2], None, windows=windows)
+    q, k, v = (part(X).unflatten(-1, (-1, 8)).transpose(1, 2) for part in (attn.q, attn.k, attn.v))
+    k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+    scores = (q @ k.mT * 0.3).masked_fill(~as_mask(windows[2], 2, 5, 5)[:, None], -torch.inf)
+    weights = scores.exp()
+    total = weights.sum(-1, keepdim=True)
+    if attn.sinks is not None:
+        total = total + attn.sinks.exp()[:, None, None]
+    expected = attn.o((weights / total @ v).transpose(1, 2).flatten(2))
+    for tap in (OPEN, UNTAPPED):
+        tiny.close(attn.attend(X, tap, now), expected, 1e-12)

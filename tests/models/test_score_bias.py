@@ -12,7 +12,7 @@ from workbench.core.cache import KeyValueCache
 from workbench.core.data import Batch
 from workbench.core.tap import UNTAPPED, Recorder
 from workbench.models.layers.attention import Attention
-from workbench.models.layers.context import Columns, Pass, in_block, opened, visibility
+from workbench.models.layers.context import NO_WINDOWS, Columns, Pass, in_block, opened, views
 from workbench.models.layers.score_bias import Alibi, CoarseAlibi, ScoreBias, halving_slopes
 
 AT, WIDTH = in_block(0), 6
@@ -38,10 +38,9 @@ def now(
 ) -> Pass:
     """A pass over a batch with a bias."""
     columns = opened(batch, cache)
-    visible, rule = visibility(columns, causal=causal)
-    blind = visible is not None and not bool(visible.any(-1).all())
     bias = BIASES[name].of(columns.queries, columns.keys, torch.float64)
-    return Pass(None, visible, rule, cache, blind, bias)
+    view = views(columns, NO_WINDOWS, causal=causal, bias=bias)[0]
+    return Pass(None, view.visible, view.causal, cache, view.blind, bias=view.bias)
 
 
 def whole(ids: list[int]) -> Batch:

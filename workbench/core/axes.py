@@ -22,6 +22,7 @@ PerExample = Float[Tensor, " batch"]
 _STREAM = "batch pos d_model"
 _SCALE = "batch pos 1"
 _HEADS = "batch pos head d_head"
+_HEAD_SCALE = "batch pos head 1"
 _PER_HEAD = "batch pos head d_model"
 _SQUARE = "batch head query key"
 _NEURONS = "batch pos d_mlp"
@@ -37,6 +38,10 @@ _BLOCK = {
     "attn.hook_q": _HEADS,
     "attn.hook_k": _HEADS,
     "attn.hook_v": _HEADS,
+    "attn.q_norm.hook_scale": _HEAD_SCALE,
+    "attn.q_norm.hook_normalized": _HEADS,
+    "attn.k_norm.hook_scale": _HEAD_SCALE,
+    "attn.k_norm.hook_normalized": _HEADS,
     "attn.hook_rot_q": _HEADS,
     "attn.hook_rot_k": _HEADS,
     "attn.hook_attn_scores": _SQUARE,
@@ -53,10 +58,13 @@ _BLOCK = {
     "mlp.hook_pre": _NEURONS,
     "mlp.hook_pre_linear": _NEURONS,
     "mlp.hook_post": _NEURONS,
+    "mlp.hook_expert_indices": "batch pos k",
+    "mlp.hook_expert_weights": "batch pos k",
     "ln2_post.hook_scale": _SCALE,
     "ln2_post.hook_normalized": _STREAM,
     "hook_mlp_out": _STREAM,
     "hook_resid_post": _STREAM,
+    "hook_normalized_resid_post": _STREAM,
 }
 
 # What a decoder's block has that reads an encoder, between its attention and its neurons.
@@ -86,6 +94,8 @@ GROUPED = frozenset(
         "hook_v_input",
         "attn.hook_k",
         "attn.hook_v",
+        "attn.k_norm.hook_scale",
+        "attn.k_norm.hook_normalized",
         "attn.hook_rot_k",
         "cross_attn.hook_k",
         "cross_attn.hook_v",
@@ -103,8 +113,12 @@ AXES: Mapping[str, str] = MappingProxyType(
         "hook_embed": _STREAM,
         "hook_pos_embed": _STREAM,
         "hook_token_type_embed": _STREAM,
+        "embed.ln.hook_scale": _SCALE,
+        "embed.ln.hook_normalized": _STREAM,
         "decoder.hook_embed": _STREAM,
         "decoder.hook_pos_embed": _STREAM,
+        "decoder.embed.ln.hook_scale": _SCALE,
+        "decoder.embed.ln.hook_normalized": _STREAM,
         **{f"{BLOCKS}.{{}}.{name}": axes for name, axes in _BLOCK.items()},
         **{f"{ENCODER}.{{}}.{name}": axes for name, axes in _BLOCK.items()},
         "encoder_final_ln.hook_scale": _SCALE,

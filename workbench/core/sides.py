@@ -19,6 +19,8 @@ OF_SOURCE = frozenset(
     {
         "hook_embed",
         "hook_pos_embed",
+        "embed.ln.hook_scale",
+        "embed.ln.hook_normalized",
         "encoder_final_ln.hook_scale",
         "encoder_final_ln.hook_normalized",
         MEMORY,

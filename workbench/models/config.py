@@ -21,7 +21,7 @@ IGNORED = frozenset(
     "decoder_start_token_id initializer_range id2label label2id problem_type finetuning_task "
     "task_specific_params output_attentions output_hidden_states return_dict auto_map "
     "transformers.js_config gradient_checkpointing _attn_implementation attn_implementation "
-    "is_llama_config is_decoder".split()
+    "is_llama_config is_decoder tokenizer_class prefix".split()
 )
 # Keys that would change the forward if they were not at this value.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(

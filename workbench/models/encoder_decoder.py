@@ -22,7 +22,15 @@ from workbench.core.protocols import Sizes, Vocabulary
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.block import AnyBlock
-from workbench.models.layers.context import Bias, Columns, Pass, opened, outside_blocks, visibility
+from workbench.models.layers.context import (
+    NO_WINDOWS,
+    Bias,
+    Columns,
+    Pass,
+    opened,
+    outside_blocks,
+    views,
+)
 from workbench.models.layers.cross_attention import Across
 from workbench.models.layers.cross_block import AnyCrossBlock
 from workbench.models.layers.embed import Embedding, Unembedding
@@ -181,8 +189,9 @@ class EncoderDecoder(Transformer):
     def _encode(self, resid: Resid, source: Batch, tap: Tap, first: int, end: int) -> Resid:
         """The source after some blocks of the encoder; after its last one, the memory."""
         columns = opened(source, None)
-        visible, causal = visibility(columns, causal=False)
-        now = Pass(None, visible, causal, None, bias=self._by_place(self._two.source_bias, columns))
+        bias = self._by_place(self._two.source_bias, columns)
+        (visible, causal, blind, bias), _ = views(columns, NO_WINDOWS, causal=False, bias=bias)
+        now = Pass(None, visible, causal, None, blind, bias=bias)
         for block in self._blocks[first:end]:
             resid = block.step(resid, tap, now)
         if end < self.sizes.n_encoder_layers:
@@ -206,10 +215,9 @@ class EncoderDecoder(Transformer):
         if memory is None and cache is None:
             raise OptionError("cache", "given with an encoded batch: it has what was read", None)
         columns = opened(batch, cache)
-        visible, causal = visibility(columns, causal=True)
-        now = Pass(
-            None, visible, causal, cache, bias=self._by_place(self._two.target_bias, columns)
-        )
+        bias = self._by_place(self._two.target_bias, columns)
+        (visible, causal, blind, bias), _ = views(columns, NO_WINDOWS, causal=True, bias=bias)
+        now = Pass(None, visible, causal, cache, blind, bias=bias)
         real = self._source(batch).real
         queries = batch.tokens.shape[1]
         seen = None if real is None else real[:, None, None, :].expand(-1, -1, queries, -1)

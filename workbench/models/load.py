@@ -115,7 +115,8 @@ def assemble(  # noqa: PLR0913 - what a model is made of
         raise UnknownNameError("family", family_name, FAMILIES, hint)
     if dtype is not None and dtype not in FLOATS:
         raise OptionError("dtype", f"one of {', '.join(map(str, FLOATS))}", dtype)
-    stack = empty(FAMILIES[family_name], Config(family_name, config))
+    file = family_name.replace("-", "_")  # which errors name
+    stack = empty(FAMILIES[family_name], Config(file, config))
     fill(stack, FAMILIES[family_name].convert(weights, stack), mixed=dtype is not None)
     if dtype is not None or device is not None:
         stack = _moved(stack, dtype, device)

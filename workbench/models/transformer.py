@@ -19,7 +19,7 @@ from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.block import AnyBlock
-from workbench.models.layers.context import Angles, At, Bias, Columns, Pass, opened, visibility
+from workbench.models.layers.context import At, Bias, Columns, Pass, opened, views
 from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.inputs import Inputs
 from workbench.models.layers.linear import Linear, of_its_weight
@@ -104,16 +104,20 @@ class Stack(nn.Module):
         ln_final: Norm,
         unembed: Unembedding,
         rotary: Rotary | None,
+        local_rotary: Rotary | None = None,
         causal: bool = True,
         tied: bool = False,
         score_bias: ScoreBias | None = None,
     ) -> None:
         super().__init__()
         self.sizes, self.rotary, self.causal = sizes, rotary, causal
+        self.local_rotary = local_rotary  # of the layers that turn by frequencies of their own
         self.tied = tied  # whether the unembedding is the embedding's own matrix
         self.embed, self.ln_final, self.unembed = embed, ln_final, unembed
         self.score_bias = score_bias  # the same in every layer
         self.blocks = nn.ModuleList(blocks)
+        attentions = [part for part in self.modules() if isinstance(part, Attention)]
+        self.windows = frozenset(a.window for a in attentions if a.window is not None)
         inner = (site for block in blocks for site in block.sites)
         self.sites: Sites = (*embed.sites, *inner, *ln_final.sites, *unembed.sites)
 
@@ -191,11 +195,17 @@ class Transformer:
         cache: Cache | None = None,
     ) -> Resid:
         """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them)."""
+        stack = self._stack
         columns = opened(batch, cache)
-        visible, causal = visibility(columns, causal=self._stack.causal)
-        blind = batch.seen is not None and visible is not None and not bool(visible.any(-1).all())
-        bias = self._bias(columns)
-        now = Pass(self._angles(batch), visible, causal, cache, blind, bias)
+        whole, windows = views(
+            columns, stack.windows, causal=stack.causal, bias=self._bias(columns)
+        )
+        angles, local = (
+            None if turning is None else turning.of_pass(batch, cache, self.dtype)
+            for turning in (stack.rotary, stack.local_rotary)
+        )
+        visible, causal, blind, bias = whole
+        now = Pass(angles, visible, causal, cache, blind, windows, local, bias)
         for block in self._blocks[first:last]:
             resid = block.step(resid, tap, now)
         return resid
@@ -242,13 +252,6 @@ class Transformer:
             f"Transformer({self.name!r}, {sizes.n_layers} layers x {sizes.n_heads} heads, "
             f"d_model {sizes.d_model}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
         )
-
-    def _angles(self, batch: Batch) -> Angles | None:
-        rotary = self._stack.rotary
-        if rotary is None:
-            return None
-        positions = batch.positions[:1] if batch.uniform else batch.positions
-        return rotary.angles(positions, self.dtype)
 
     def _bias(self, columns: Columns) -> Bias | None:
         of_scores = self._stack.score_bias

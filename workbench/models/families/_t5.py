@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
-from workbench.core.errors import OptionError, WeightsError
+from workbench.core.errors import OptionError
 from workbench.core.protocols import Sizes
 from workbench.core.sites import Site
 from workbench.models.config import Config, activation_named
 from workbench.models.encoder_decoder import TwoStacks
-from workbench.models.family import renamed
+from workbench.models.family import renamed, without_copies
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.bucketed_bias import BucketedBias
 from workbench.models.layers.context import At, in_stack, outside_blocks
@@ -90,22 +89,9 @@ def under_our_names(weights: Mapping[str, Tensor], n_layers: int) -> Mapping[str
     Raises:
         WeightsError: If a stack has another embedding than the shared one.
     """
-    shared = weights.get("shared.weight", weights.get(AGAIN[0]))
-    for name in AGAIN:
-        own = weights.get(name)
-        if own is None or shared is None or own.data_ptr() == shared.data_ptr():
-            continue
-        if own.shape != shared.shape or not torch.equal(own, shared):
-            raise WeightsError(f"{name} is not the embedding that both stacks share.")
-    found = renamed(
-        {name: weight for name, weight in weights.items() if name not in AGAIN},
-        NAMES,
-        n_layers,
-        UNUSED,
-    )
-    if shared is not None:
-        found.setdefault("embed.tokens", shared)
-        found.setdefault("unembed.weight", shared)  # which is the embedding, unless there is one
+    found = renamed(without_copies(weights, "shared.weight", AGAIN), NAMES, n_layers, UNUSED)
+    if "embed.tokens" in found:  # which is the unembedding, unless there is one
+        found.setdefault("unembed.weight", found["embed.tokens"])
     return found
 
 

@@ -1,9 +1,10 @@
 """What the bricks of one pass share: where sites are, rotation angles, and who may see whom."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import final
+from types import MappingProxyType
+from typing import NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -45,14 +46,49 @@ Visible = Bool[Tensor, "mask group query key"]  # group: 1 or each head
 Bias = Float[Tensor, "row head query key"]  # row: 1 or each
 
 
+Windows = frozenset[int]
+NO_WINDOWS: Windows = frozenset()
+
+
+class View(NamedTuple):
+    """Which keys a query sees, as a mask, or as a rule of the fused kernel.
+
+    `visible` is None where that rule says the same: every earlier key if `causal`, else every key.
+    `blind` says that some query may see none at all. `bias` is added to the scores; where there is
+    one, it is -inf where a key is hidden, and all that the kernel needs.
+    """
+
+    visible: Visible | None
+    causal: bool
+    blind: bool = False
+    bias: Bias | None = None
+
+    def hidden(self, scores: Tensor) -> Bool[Tensor, "*any query key"] | None:
+        """Which keys no query may see, in a shape that fits the scores; None: each sees all."""
+        if self.visible is not None:
+            return ~self.visible
+        if self.causal:
+            return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        return None
+
+    def with_bias(self, bias: Bias | None) -> "View":
+        """The same with something added to the scores of keys that are seen."""
+        if bias is None:
+            return self
+        hidden = self.hidden(bias)
+        if hidden is None:
+            return self._replace(bias=bias)
+        return self._replace(bias=bias.masked_fill(hidden, float("-inf")))
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One pass through the blocks: angles of rotation, who sees whom, and the cache.
 
-    `visible` is None where the fused kernel's own rule says the same: every earlier key if
-    `causal`, else every key. `blind` says that some query may see none at all. `bias` is added to
-    the scores of every layer.
+    `windows` tells who sees whom in layers that look back no further than so many tokens, and
+    `local` the angles of layers that turn by frequencies of their own. `bias` is that of the view
+    of layers without a window.
     """
 
     angles: Angles | None
@@ -60,23 +96,15 @@ class Pass:
     causal: bool
     cache: Cache | None
     blind: bool = False
+    windows: Mapping[int, View] = field(default_factory=lambda: MappingProxyType({}))
+    local: Angles | None = None
     bias: Bias | None = None
 
-    @cached_property
-    def mask(self) -> Visible | Bias | None:
-        """What the fused kernel needs beside its own rule: who sees whom, or what is added."""
-        if self.bias is None:
-            return self.visible
-        hidden = self.hidden(self.bias)
-        return self.bias if hidden is None else self.bias.masked_fill(hidden, float("-inf"))
-
-    def hidden(self, scores: Bias) -> Bool[Tensor, "*any query key"] | None:
-        """Which keys no query may see, in a shape that fits the scores; None: each sees all."""
-        if self.visible is not None:
-            return ~self.visible
-        if self.causal:
-            return torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        return None
+    def view(self, window: int | None) -> View:
+        """Who sees whom in a layer of that window; None: as far back as there are keys."""
+        if window is None:
+            return View(self.visible, self.causal, self.blind, self.bias)
+        return self.windows[window]
 
 
 @final
@@ -112,13 +140,13 @@ def opened(batch: Batch, cache: Cache | None) -> Columns:
     """The columns of a pass, for which room is made in the cache: to be called once for each."""
     if cache is None:
         return Columns(batch, 0, batch.real)
-    past, padded = cache.length, batch.real is not None
+    past = cache.length
     real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real
-    every = cache.reserve(real, padded=padded)
+    every = cache.reserve(real, padded=batch.real is not None)
     return Columns(batch, past, every if cache.padded else None)
 
 
-def visibility(columns: Columns, *, causal: bool) -> tuple[Visible | None, bool]:
+def visibility(batch: Batch, cache: Cache | None, *, causal: bool) -> tuple[Visible | None, bool]:
     """Which keys each query sees, as a mask or, where that suffices, as a rule (None, causal).
 
     A pad sees itself, so that no row of the softmax is empty; nobody sees a pad. A mask of the
@@ -127,21 +155,71 @@ def visibility(columns: Columns, *, causal: bool) -> tuple[Visible | None, bool]
     Raises:
         ShapeError: If that mask has not the keys of this pass and those in the cache.
     """
-    batch, past, keys_real = columns.batch, columns.past, columns.real
-    queries, padded = batch.tokens.shape[1], keys_real is not None
-    own = batch.seen
-    if own is None and not padded and (not causal or past == 0 or queries == 1):
-        return None, causal and queries > 1
-    seen = torch.ones(queries, past + queries, dtype=torch.bool, device=batch.tokens.device)
-    if causal:
-        seen = seen.tril(past)
-    visible = seen[None, None]
+    whole = views(opened(batch, cache), NO_WINDOWS, causal=causal)[0]
+    return whole.visible, whole.causal
+
+
+def views(
+    columns: Columns, windows: Windows, *, causal: bool, bias: Bias | None = None
+) -> tuple[View, Mapping[int, View]]:
+    """Who sees whom in layers without a window, and in those of each; the bias is in all of them.
+
+    A window counts content tokens, the query's own among them; pads do not count. Where it is as
+    wide as all keys, the view is that of a layer without.
+
+    Raises:
+        ShapeError: If a mask of the batch's own has not the keys of this pass and the cache's.
+    """
+    batch, past, real = columns.batch, columns.past, columns.real
+    whole = _whole(batch, past, real, causal=causal)
+    within = {width: _within(whole, width, batch, past, real) for width in windows}
+    biased = {width: view.with_bias(bias) for width, view in within.items()}
+    return whole.with_bias(bias), MappingProxyType(biased)
+
+
+def _whole(batch: Batch, past: int, real: Tensor | None, *, causal: bool) -> View:
+    queries, own = batch.tokens.shape[1], batch.seen
+    if own is None and real is None and (not causal or past == 0 or queries == 1):
+        return View(None, causal and queries > 1)
+    seen = _every(batch, past)
+    visible = (seen.tril(past) if causal else seen)[None, None]
     if own is not None:
         if own.shape[2:] != seen.shape:
             raise ShapeError("Batch.seen", f"{tuple(seen.shape)} (query key)", f"{own.shape[2:]}")
         visible = visible & own
-    if keys_real is not None:
+    if real is not None:
         itself = torch.eye(queries, dtype=torch.bool, device=seen.device)
         itself = torch.nn.functional.pad(itself, (past, 0))
-        visible = (visible & keys_real[:, None, None, :]) | itself
-    return visible, False
+        visible = (visible & real[:, None, None, :]) | itself
+    return View(visible, causal=False, blind=_leaves_blind(batch, visible))
+
+
+def _within(whole: View, width: int, batch: Batch, past: int, real: Tensor | None) -> View:
+    queries = batch.tokens.shape[1]
+    if past + queries <= width and batch.keys is None:
+        return whole
+    at = _key_positions(batch, past, real)
+    near = (at[:, past:, None] - at[:, None, :]).abs() < width  # row query key
+    seen = _every(batch, past)[None, None] if whole.visible is None else whole.visible
+    if whole.visible is None and whole.causal:
+        seen = seen.tril(past)
+    visible = seen & near[:, None]
+    return View(visible, causal=False, blind=_leaves_blind(batch, visible))
+
+
+def _key_positions(batch: Batch, past: int, real: Tensor | None) -> Int[Tensor, "row key"]:
+    """Where each column's token stands, counted from any; a pad stands where the one before it."""
+    if batch.keys is not None:
+        return batch.keys.cummax(1).values
+    if real is not None:
+        return real.cumsum(1)
+    return torch.arange(past + batch.tokens.shape[1], device=batch.tokens.device)[None]
+
+
+def _every(batch: Batch, past: int) -> Bool[Tensor, "query key"]:
+    queries = batch.tokens.shape[1]
+    return torch.ones(queries, past + queries, dtype=torch.bool, device=batch.tokens.device)
+
+
+def _leaves_blind(batch: Batch, visible: Tensor) -> bool:
+    return batch.seen is not None and not bool(visible.any(-1).all())

@@ -39,8 +39,12 @@ def blocks_of(stack: Stack) -> tuple[PreNormBlock, ...]:
     """Its blocks, typed, of a stack whose norms all come before what reads them.
 
     Raises:
-        OptionError: If there are other blocks: of these, nothing here knows the parts.
+        OptionError: If there are other blocks, or its vocabulary is narrower than its stream: of
+            these, nothing here knows the parts.
     """
+    if stack.embed.project is not None or stack.unembed.project is not None:
+        allowed = "a model whose vocabulary is as wide as its stream, for weight views"
+        raise OptionError("model", allowed, f"one of width {stack.embed.tokens.shape[1]}")
     blocks = tuple(block for block in stack.blocks if isinstance(block, PreNormBlock))
     if len(blocks) != len(stack.blocks):
         other = next(type(b).__name__ for b in stack.blocks if not isinstance(b, PreNormBlock))
@@ -98,6 +102,7 @@ def first_blocks(model: Transformer, n_layers: int | None, n_ctx: int | None) ->
         ln_final=whole.ln_final,
         unembed=whole.unembed,
         rotary=whole.rotary,
+        local_rotary=whole.local_rotary,
         causal=whole.causal,
         tied=whole.tied,
         score_bias=whole.score_bias,
