@@ -59,6 +59,7 @@ class Bytes:
 
     bos_id: int | None = BOS
     eos_ids: tuple[int, ...] = (EOS,)
+    mask_id: int | None = None
 
     def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
         """UTF-8, nothing around it."""

@@ -4,6 +4,8 @@
     run        one forward with changes and recordings     ->  a Trace
     load_trace opens the files of one that was spilled     ->  a SpilledTrace
     estimate   the memory a run would take, before it runs
+    embed_texts a vector for each text, by an encoder
+    batch_of   prompts as a Batch, of tokens with types, asked about at a position
     generate   text under a plan, cached or streamed       ->  a Generation or its Pieces
     gradients  of a metric, at sites; jvp and vjp, of sites by sites
     sweep      many one-change runs as few batches
@@ -20,7 +22,7 @@ from workbench.core import gates, metrics, schedules, scopes, sinks
 from workbench.core import operators as ops
 from workbench.core.activation_store import ActivationStore
 from workbench.core.activation_writer import store_activations, store_size
-from workbench.core.data import Batch, Contrast
+from workbench.core.data import Batch, Contrast, batch_of
 from workbench.core.direction import Direction
 from workbench.core.errors import WorkbenchError
 from workbench.core.estimate import Estimate, estimate
@@ -45,6 +47,7 @@ from workbench.core.sweep_result import SweepResult
 from workbench.core.tap import Tap
 from workbench.core.trace import Trace
 from workbench.models.load import load
+from workbench.models.pooling import embed_texts
 
 __version__ = package_version()
 __all__ = [
@@ -73,6 +76,8 @@ __all__ = [
     "Tap",
     "Trace",
     "WorkbenchError",
+    "batch_of",
+    "embed_texts",
     "estimate",
     "gates",
     "generate",

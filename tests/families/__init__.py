@@ -6,10 +6,12 @@ The contract tests run over all variants of each; a family to come adds a file h
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, final
 
 from torch import Tensor
 
+import workbench as wb
 from tests import tiny
 from workbench.core.registry import discover
 
@@ -66,6 +68,7 @@ class Example:
     """`build` makes the Hugging Face model of a config changed in some keys, with random weights.
 
     `variants` are changes that make other code run, by what they are; the plain config is one.
+    `after_padding` says that transformers counts positions from the one after the id of pads.
     `identity` asserts what the streams of one layer sum to, in most variants; `identities` has
     those of the others. The patterns of variants in `unlike` are not compared: transformers has
     none in that form. `spelling` renames the weights as the original checkpoints have them, and
@@ -78,6 +81,8 @@ class Example:
     identities: Mapping[str, Identity] = field(default_factory=dict[str, Identity])
     unlike: frozenset[str] = frozenset()
     spelling: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+    causal: bool = True
+    after_padding: bool = False
 
 
 def hf(family: str, **changes: Any) -> Any:
@@ -89,6 +94,28 @@ def made(config: Any, kind: Callable[[Any], Any], *, attention: str = "eager") -
     """A Hugging Face model whose every parameter is drawn; eager, which alone returns patterns."""
     config._attn_implementation = attention
     return tiny.randomised(kind(config), gain=0.8)  # logits near 1: 1e-5 is their rounding
+
+
+def kind_named(name: str) -> Callable[[Any], Any]:
+    """A class of transformers."""
+    import transformers
+
+    return attrgetter(name)(transformers)
+
+
+def said(theirs: Any) -> Tensor:
+    """What a Hugging Face model of any head says: batch pos columns, or less."""
+    names = ("prediction_logits", "logits", "last_hidden_state")
+    return next(theirs[name] for name in names if theirs.get(name) is not None)
+
+
+def said_like(trace: wb.Trace, theirs: Tensor) -> Tensor:
+    """Our logits in the shape of theirs: perhaps of the first position only, or of one column."""
+    if theirs.ndim == 3:
+        return trace.logits
+    if trace.logits.shape[-1] == 1 and trace.logits.shape[:2] == theirs.shape:
+        return trace.logits[..., 0]
+    return trace.answer_logits
 
 
 EXAMPLES = discover("tests.families", "EXAMPLE", Example)

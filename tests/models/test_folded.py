@@ -11,7 +11,7 @@ from tests import tiny
 from workbench.core.errors import OptionError
 from workbench.models.layers.norm import PlainLayerNorm, PlainRMSNorm
 from workbench.models.views.folded import Folded, Folding, fold, parity
-from workbench.models.views.stacks import bias_of, blocks_of
+from workbench.models.views.stacks import bias_of, blocks_of, words_of
 
 kinds = pytest.mark.parametrize("kind", tiny.KINDS)
 FLAGS = tuple(vars(Folding()))
@@ -100,7 +100,7 @@ def test_a_folded_norm_has_no_mean_left_to_read() -> None:
     made = view("gpt2", fold_ln=True).model
     for block in blocks_of(made.stack):
         tiny.close(block.attn.q.weight.sum(1), torch.zeros(24, dtype=torch.float64))
-    tiny.close(made.stack.unembed.weight.sum(1), torch.zeros(258, dtype=torch.float64))
+    tiny.close(words_of(made.stack).weight.sum(1), torch.zeros(258, dtype=torch.float64))
 
 
 def test_centred_writers_add_nothing_to_the_mean_of_the_stream() -> None:

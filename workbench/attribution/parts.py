@@ -77,8 +77,13 @@ def receivers(names: Sequence[str], model: Model) -> list[Part]:
         raise EmptySelectionError('receivers is empty; name at least one, or "logits".')
     chosen = {part for name in names if name != LOGITS for part in _named(name, model)}
     known = (part for site in model.sites for part in _parts(site, model))
-    end = (Part(Site("blocks.{}.hook_resid_post", model.sizes.n_layers - 1), label=LOGITS),)
+    end = (Part(end_of(model.sizes.n_layers - 1, model), label=LOGITS),)
     return [*(part for part in known if part in chosen), *(end if LOGITS in names else ())]
+
+
+def end_of(layer: int, model: Model) -> Site:
+    """The stream that the next block takes: after a post-norm, where there is one."""
+    return next(site for site in reversed(model.sites) if site.layer == layer)
 
 
 def _named(name: str, model: Model) -> list[Part]:

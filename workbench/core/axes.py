@@ -26,6 +26,7 @@ _HEAD_SCALE = "batch pos head 1"
 _PER_HEAD = "batch pos head d_model"
 _SQUARE = "batch head query key"
 _NEURONS = "batch pos d_mlp"
+_LABELS = "batch pos label"
 
 _BLOCK = {
     "hook_resid_pre": _STREAM,
@@ -127,8 +128,16 @@ AXES: Mapping[str, str] = MappingProxyType(
         **{f"{DECODER}.{{}}.{name}": axes for name, axes in (_BLOCK | _CROSS).items()},
         "decoder_final_ln.hook_scale": _SCALE,
         "decoder_final_ln.hook_normalized": _STREAM,
+        "hook_full_embed": _STREAM,
         "ln_final.hook_scale": _SCALE,
         "ln_final.hook_normalized": _STREAM,
+        "pooler.hook_pooler_out": _STREAM,
+        "nsp_head.hook_nsp_out": _LABELS,
+        "mlm_head.hook_pre": _STREAM,
+        "mlm_head.hook_post": _STREAM,
+        "mlm_head.ln.hook_scale": _SCALE,
+        "mlm_head.ln.hook_normalized": _STREAM,
+        "classifier.hook_out": _LABELS,
         "hook_unembed": "batch pos d_vocab",
     }
 )

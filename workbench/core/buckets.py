@@ -111,6 +111,8 @@ def bucket_of(batch: Batch, rows: Sequence[int]) -> Bucket:
         batch.prompt[at],
         None if batch.said is None else batch.said[at],
         _seen(batch, rows, columns),
+        types=None if batch.types is None else batch.types[at].gather(1, columns),
+        asked=None if batch.asked is None else _asked(batch.asked[at], columns),
     )
     return Bucket(tuple(rows), columns, own)
 
@@ -124,6 +126,12 @@ def _seen(batch: Batch, rows: Sequence[int], columns: Tensor) -> Seen | None:
     queries = columns[:, None, :, None].expand(-1, groups, -1, own.shape[3])
     keys = columns[:, None, None, :].expand(-1, groups, columns.shape[1], -1)
     return own.gather(2, queries).gather(3, keys)
+
+
+def _asked(asked: Int[Tensor, " row"], columns: Int[Tensor, "row pos"]) -> Int[Tensor, " row"]:
+    """Where the columns asked about are in the bucket's own rows; -1 stays."""
+    hit = columns == asked[:, None]
+    return torch.where(hit.any(1), hit.int().argmax(1), asked.new_full((), -1))
 
 
 def _part(asked: Request, bucket: Bucket) -> Part:

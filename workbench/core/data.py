@@ -14,9 +14,9 @@ from jaxtyping import Int
 from torch import Tensor
 from typing_extensions import override
 
+from workbench.core.asked import Answer, Asked, Types, answer_ids, asked_of
 from workbench.core.axes import Positions, Real, Tokens
 from workbench.core.errors import AlignmentError, OptionError, PromptError, ShapeError
-from workbench.core.options import index, iterated
 from workbench.core.prompts import Prompt, check_model, target_rows, token_rows
 from workbench.core.seen import Seen, seen_of
 from workbench.core.standing import Content, Keys, Place
@@ -51,6 +51,8 @@ class Batch:
     said: Content | None = None
     seen: Seen | None = None
     keys: Keys | None = None
+    types: Int[Tensor, "batch pos"] | None = None
+    asked: Int[Tensor, " batch"] | None = None
     source: "Batch | None" = None
     encoded: bool = False
 
@@ -92,6 +94,20 @@ class Batch:
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (columns * self.real).argmax(1)
 
+    @property
+    def answer(self) -> Int[Tensor, " batch"]:
+        """The column of each row that metrics read: its last token's, where none is asked about.
+
+        Raises:
+            OptionError: If it is not known of a row.
+        """
+        if self.asked is None:
+            return self.last
+        if unknown := [row for row, at in enumerate(self.asked.tolist()) if at < 0]:
+            wanted = f"given for the rows {unknown}, which have not exactly one masked token"
+            raise OptionError("answer", f"{wanted}: wb.batch_of(model, prompt, answer=…)", "none")
+        return self.asked
+
     @cached_property
     def uniform(self) -> bool:
         """Whether all rows stand at the same positions."""
@@ -111,14 +127,27 @@ class Batch:
         """The pass over the columns from `first` to `last` (exclusive), those before being done."""
         known = self.said is not None or self.place.tokens is not None
         said = self.place.content if known else None
-        tokens, done = self.tokens[:, first:last], self.start + first
-        sides = None, self.source, self.encoded or first > 0
-        if self.real is None:
-            seen = self._seen(first, last)
-            return Batch(tokens, None, done, self.prompt, said, seen, *sides)
-        done = self.start + self.real[:, :first].sum(1)
-        real, seen = self.real[:, first:last], self._seen(first, last)
-        return Batch(tokens, real, done, self.prompt, said, seen, *sides)
+        tokens, done, real = self.tokens[:, first:last], self.start + first, None
+        if self.real is not None:
+            done = self.start + self.real[:, :first].sum(1)
+            real = self.real[:, first:last]
+        seen = self._seen(first, last)
+        types = None if self.types is None else self.types[:, first:last]
+        asked = self.asked  # of a row asked about before these columns, any: it cannot move
+        if asked is not None:
+            asked = torch.where(asked < 0, asked, (asked - first).clamp(min=0))
+        return Batch(
+            tokens,
+            real,
+            done,
+            self.prompt,
+            said,
+            seen,
+            types=types,
+            asked=asked,
+            source=self.source,
+            encoded=self.encoded or first > 0,
+        )
 
     def _seen(self, first: int, last: int | None) -> Seen | None:
         if self.seen is None:
@@ -141,18 +170,37 @@ class Batch:
         if seen is not None and len(seen) > 1:
             seen = seen.repeat(times, 1, 1, 1)
         source = None if self.source is None else self.source.repeat(times)
-        return Batch(tokens, real, start, prompt, said, seen, None, source, self.encoded)
+        types = None if self.types is None else self.types.repeat(times, 1)
+        asked = None if self.asked is None else self.asked.repeat(times)
+        return Batch(
+            tokens,
+            real,
+            start,
+            prompt,
+            said,
+            seen,
+            types=types,
+            asked=asked,
+            source=source,
+            encoded=self.encoded,
+        )
 
 
-def batch_of(
+def batch_of(  # noqa: PLR0913 - all that a batch is made of
     model: "Model",
     prompt: Prompt,
     *,
     padding_side: PaddingSide = "right",
     attention_mask: Tensor | None = None,
+    token_types: Types = None,
+    answer: Asked = None,
     target: Prompt | None = None,
 ) -> Batch:
     """Tokens of one prompt or several, padded on one side, checked against the model.
+
+    `token_types` are those of each row's tokens, in the prompts' shape. `answer` is the position
+    that metrics read, one or one for each row, negative ones from a row's end. Left out, a masked
+    language model is asked about the one masked token, a classifier of texts about the first.
 
     A model with an encoder reads the prompts there; its decoder has been given `target`, one for
     all prompts or one for each: texts, which begin with the model's start token, or token ids as
@@ -175,12 +223,15 @@ def batch_of(
     if model.sizes.n_encoder_layers:
         if attention_mask is not None and attention_mask.ndim == 4:
             raise OptionError("attention_mask", "by token (batch pos), of the source", "4 axes")
+        if token_types is not None:
+            raise OptionError("token_types", "left out: this model knows none", token_types)
         source = _padded(model, token_rows(model, prompt), padding_side, attention_mask)
         given = _padded(model, target_rows(model, target, len(source.tokens)), padding_side, None)
-        return replace(given, source=source)
+        return replace(asked_of(model, given, None, answer), source=source)
     if target is not None:
         raise OptionError("target", f"left out: {model.name} has no encoder", target)
-    return _padded(model, token_rows(model, prompt), padding_side, attention_mask)
+    batch = _padded(model, token_rows(model, prompt), padding_side, attention_mask)
+    return asked_of(model, batch, token_types, answer)
 
 
 def _padded(
@@ -224,9 +275,6 @@ def _masked(model: "Model", rows: list[tuple[int, ...]], mask: Tensor) -> Batch:
         raise PromptError(f"attention_mask hides every token of the rows {empty}.")
     tokens, prompt = torch.tensor(rows, device=model.device), real.sum(1)
     return Batch(tokens, None if bool(real.all()) else real, torch.zeros_like(prompt), prompt)
-
-
-Answer = str | int | Sequence[str] | Sequence[int]
 
 
 @final
@@ -287,38 +335,6 @@ def _brief(prompts: object) -> str:
     if isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts) > 1:
         return f"[{prompts[0]!r:.80}, …: {len(prompts)}]"
     return f"{prompts!r:.120}"
-
-
-def answer_ids(model: "Model", answer: Answer, count: int) -> tuple[int, ...]:
-    """The token of each of `count` examples; a single answer serves them all.
-
-    Raises:
-        TokenError: If a text is not one token.
-        AlignmentError: If there are neither one nor `count`.
-    """
-    ids = _answers(model, answer)
-    if len(ids) == 1:
-        return ids * count
-    if len(ids) != count:
-        raise AlignmentError(f"{count} examples need 1 or {count} answers, got {len(ids)}.")
-    return ids
-
-
-def _answers(model: "Model", answer: Answer) -> tuple[int, ...]:
-    single = isinstance(answer, str | int)
-    parts = (answer,) if single else tuple(iterated("target and foil", answer))
-    return tuple(_answer(model, part) for part in parts)
-
-
-def _answer(model: "Model", answer: str | int) -> int:
-    if not isinstance(answer, str):
-        answer = index("target and foil", answer)
-        if not 0 <= answer < model.sizes.d_vocab:
-            raise PromptError(f"Token id {answer} is outside 0…{model.sizes.d_vocab - 1}.")
-        return answer
-    if model.tokenizer is None:
-        raise PromptError(f"{model.name} has no tokenizer: give target and foil as token ids.")
-    return model.tokenizer.single(answer)
 
 
 def _check_lengths(

@@ -266,14 +266,13 @@ def _read(
 ) -> tuple[Tensor | None, Tensor]:
     """All logits, where they are asked for, and the metric of each row."""
     reader, rows = ends.reader, torch.arange(len(resid), device=resid.device)
-    columns = batch.last[:, None]
     if ends.logits or reader is None:
         logits = model.unembed(resid, tap)
         if reader is None:
             return logits if ends.logits else None, resid[:0, 0, 0]
         words = slice(None) if reader.vocabulary is None else reader.vocabulary
-        return logits, reader.read(pick(logits, columns)[:, 0, words], rows)
-    answers = unembed_at(model, resid, tap, columns, reader.vocabulary)[:, 0]
+        return logits, reader.read(pick(logits, batch.answer[:, None])[:, 0, words], rows)
+    answers = unembed_at(model, resid, tap, batch.answer[:, None], reader.vocabulary)[:, 0]
     return None, reader.read(answers, rows)
 
 

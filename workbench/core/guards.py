@@ -16,7 +16,7 @@ from workbench.core.errors import MemoryLimitError
 from workbench.core.estimate import first_block, megabytes, site_bytes
 from workbench.core.program import Program, block_of
 from workbench.core.protocols import Model
-from workbench.core.replay import EXIT
+from workbench.core.replay import block_ends
 from workbench.core.sites import Sites, is_glob, select
 from workbench.core.waves import Cell
 
@@ -118,7 +118,8 @@ def gradients_need(  # noqa: PLR0913 - all that a graph is made of
     block = _Block(model, rows, columns)
     order = {site: place for place, site in enumerate(model.sites)}
     early = min(inputs, key=order.__getitem__)
-    first = block_of(early, model) + (early.short == EXIT)  # nothing of its own block comes after
+    first = block_of(early, model)
+    first += early in block_ends(model.sites)  # nothing of its own block comes after
     layers = range(max(first, 0), model.sizes.n_layers if last is None else last)
     seen = {*inputs, *outputs, *program.by_site}
     within = {site: block_of(site, model) for site in seen if site.layer is not None}

@@ -6,7 +6,7 @@ are known exactly, and work on models of foreign libraries.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,8 +19,25 @@ from workbench.core.tap import Tap
 
 
 @dataclass(frozen=True)
+class Output:
+    """What the columns of a model's logits are, and which position metrics read.
+
+    Columns are the vocabulary; or a classifier's `labels`; or, without a head, the stream's d_model
+    coordinates. The answer is read at the last token, the first, the one masked token, or where
+    the caller says.
+    """
+
+    columns: Literal["vocabulary", "labels", "stream"] = "vocabulary"
+    answer: Literal["last", "first", "mask", "asked"] = "last"
+    labels: tuple[str, ...] = ()
+
+
+NEXT_TOKEN = Output()
+
+
+@dataclass(frozen=True)
 class Sizes:
-    """The counts and widths of a model.
+    """The counts and widths of a model, and what its logits are.
 
     Of `n_layers` blocks the first `n_encoder_layers` are those of an encoder; the others, its
     decoder's, say something after `start_id` at the least.
@@ -36,6 +53,13 @@ class Sizes:
     n_ctx: int
     n_encoder_layers: int = 0
     start_id: int | None = None
+    output: Output = NEXT_TOKEN
+
+    @property
+    def d_out(self) -> int:
+        """How many columns the logits have."""
+        widths = {"vocabulary": self.d_vocab, "stream": self.d_model}
+        return widths.get(self.output.columns, len(self.output.labels))
 
 
 @runtime_checkable
@@ -70,6 +94,16 @@ class Vocabulary(Protocol):
         Raises:
             TokenError: If it is none or several; suggests near ones.
         """
+        ...
+
+
+@runtime_checkable
+class Masking(Protocol):
+    """A vocabulary with a token that stands for a word to be found."""
+
+    @property
+    def mask_id(self) -> int | None:
+        """That token, where there is one."""
         ...
 
 

@@ -26,7 +26,8 @@ from workbench.core.protocols import Model
 from workbench.core.sites import Site, Sites
 from workbench.core.tap import Keep, Recorder, Tap, as_it_is, chain
 
-ENTRY, EXIT = "hook_resid_pre", "hook_resid_post"
+ENTRY = "hook_resid_pre"
+EXITS = ("hook_resid_post", "hook_normalized_resid_post")  # the latter after a post-norm
 
 
 @runtime_checkable
@@ -142,15 +143,22 @@ def kept_streams(sites: Sites, program: Program, n_encoder: int = 0) -> Mapping[
     What the last of `n_encoder` blocks leaves is no such stream: a norm comes after it.
     """
     found: dict[Site, int] = {}
+    ends = block_ends(sites)
     for site in sites:
         if site.layer is None:
             continue
         block = site.layer + (n_encoder if site.stack == DECODER else 0)
-        if site.short == EXIT and (not n_encoder or block + 1 != n_encoder):
+        if site in ends and (not n_encoder or block + 1 != n_encoder):
             found[site] = block + 1
         elif site.short == ENTRY and site not in program.by_site:
             found[site] = block
     return found
+
+
+def block_ends(sites: Sites) -> frozenset[Site]:
+    """The last site of each block: the stream that the next one takes."""
+    last = {(site.stack, site.layer): site for site in sites if site.layer is not None}
+    return frozenset(site for site in last.values() if site.short in EXITS)
 
 
 def stream_name(layer: int) -> str:
@@ -170,5 +178,5 @@ def can_replay(model: Model, plan: Plan) -> bool:
     for site in model.sites:
         if site.layer is not None:
             ends.setdefault((site.stack, site.layer), []).append(site.short)
-    whole = all(names[0] == ENTRY and names[-1] == EXIT for names in ends.values())
+    whole = all(names[0] == ENTRY and names[-1] in EXITS for names in ends.values())
     return whole and len(ends) == model.sizes.n_layers

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.core.asked import content_columns
 from workbench.core.axes import Resid
 from workbench.core.data import Batch, PaddingSide, Prompt, batch_of
 from workbench.core.errors import EmptySelectionError, NotRecordedError, OptionError, ShapeError
@@ -17,7 +18,7 @@ from workbench.core.protocols import Model
 from workbench.core.replay import can_replay
 from workbench.core.sites import Selector, Site, Sites, select
 
-Columns = Literal["last"] | int | Sequence[int] | None
+Columns = Literal["last", "answer"] | int | Sequence[int] | None
 Start = tuple[int, Tensor] | None
 ALL = "all"
 
@@ -177,23 +178,19 @@ def _columns(positions: Columns, batch: Batch) -> Int[Tensor, "batch column"] | 
         return None
     if positions == "last":
         return batch.last[:, None]
+    if positions == "answer":
+        return batch.answer[:, None]
     if isinstance(positions, str):
-        raise OptionError("positions", "'last', an index or indices", positions)
+        raise OptionError("positions", "'last', 'answer', an index or indices", positions)
     asked = torch.tensor(indices("positions", positions), device=batch.tokens.device)
-    lengths = batch.lengths[:, None]
-    absolute = torch.where(asked < 0, lengths + asked, asked.expand(len(lengths), -1))
-    if bool(((absolute < 0) | (absolute >= lengths)).any()):
-        raise OptionError("positions", f"below {int(lengths.min())}", asked.tolist())
-    here = batch.positions[:, None] == absolute[:, :, None]  # batch asked pos
-    if batch.real is not None:  # pads may stand anywhere, and have their neighbour's position
-        here = here & batch.real[:, None]
-    return here.int().argmax(2)
+    return content_columns(batch, asked.expand(len(batch.tokens), -1))
 
 
 def _vocabulary(vocabulary: Sequence[int] | Tensor | None, model: Model) -> Tensor | None:
     if vocabulary is None:
         return None
     ids = indices("vocabulary", vocabulary)
-    if min(ids) < 0 or max(ids) >= model.sizes.d_vocab:
-        raise OptionError("vocabulary", f"token ids in 0…{model.sizes.d_vocab - 1}", list(ids))
+    if min(ids) < 0 or max(ids) >= model.sizes.d_out:
+        what = "token ids" if model.sizes.output.columns == "vocabulary" else "columns"
+        raise OptionError("vocabulary", f"{what} in 0…{model.sizes.d_out - 1}", list(ids))
     return torch.tensor(ids, device=model.device)

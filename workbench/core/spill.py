@@ -120,6 +120,8 @@ def _fields(batch: Batch) -> dict[str, Tensor | None]:
         "prompt": batch.prompt,
         "said": batch.said,
         "seen": batch.seen,
+        "types": batch.types,
+        "asked": batch.asked,
     }
 
 

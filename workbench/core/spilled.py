@@ -262,6 +262,7 @@ def _batch(folder: Path, index: _Index) -> Batch:
     tokens = parts.get("tokens", torch.empty(0))
     each, columns = tokens.shape[:1], tokens.shape
     shapes = {"tokens": columns, "real": columns, "start": each, "prompt": each}
+    shapes |= {"types": columns, "asked": each}
     whole = {"tokens", "start", "prompt"} <= set(parts) <= {*shapes, "said", "seen"}
     if not whole or any(parts[n].shape != s for n, s in shapes.items() if n in parts):
         raise FormatError(f"{file} holds no batch. {_AGAIN}")
@@ -272,6 +273,8 @@ def _batch(folder: Path, index: _Index) -> Batch:
         parts["prompt"],
         parts.get("said"),
         parts.get("seen"),
+        types=parts.get("types"),
+        asked=parts.get("asked"),
     )
 
 

@@ -193,7 +193,7 @@ def _of_grid(
         donor = source if isinstance(source, Batch) else _donor(model, source, batch)
         parted = parting(batch, donor, model) if fixed.replayable else 0
         sites, columns = grid.chosen(model), reader.vocabulary
-        given = run(model, donor, plan=fixed, record=sites, positions="last", vocabulary=columns)
+        given = run(model, donor, plan=fixed, record=sites, positions="answer", vocabulary=columns)
         value = reader(given)
     made = spread(grid, model, batch, {} if given is None else given.activations, parted)
     plans = tuple(Plan((cell,)) for cell in made.cells)
@@ -234,7 +234,7 @@ def _alone(
     """One cell as an ordinary run."""
     columns = reader.vocabulary
     return reader(
-        run(model, batch, plan=fixed + cell, positions="last", vocabulary=columns, check=check)
+        run(model, batch, plan=fixed + cell, positions="answer", vocabulary=columns, check=check)
     )
 
 
@@ -307,9 +307,8 @@ def _ride(
             stream = model.layers(stream, batch, tap, first=first, last=last, cache=cache)
         values = _read(model, batch, stream, tap, reader, joined)
     program.finish(ledger, batch, ENDED)
-    reached = (
-        base.batch.ahead + base.batch.last >= column
-    )  # a row that ends before it cannot be moved
+    # A row that is asked about before it cannot be moved.
+    reached = base.batch.ahead + base.batch.answer >= column
     return torch.where(reached, values, base.values)
 
 
@@ -347,7 +346,7 @@ def _read(
     model: Model, batch: Batch, resid: Tensor, tap: Tap, reader: TokenMetric, cells: int
 ) -> Float[Tensor, "cell example"]:
     examples = torch.arange(len(batch.tokens) // cells, device=resid.device).repeat(cells)
-    logits = unembed_at(model, resid, tap, batch.last[:, None], reader.vocabulary)[:, 0]
+    logits = unembed_at(model, resid, tap, batch.answer[:, None], reader.vocabulary)[:, 0]
     values = reader.read(logits, examples)
     if bad := not_finite(values):
         raise NonFiniteError(f"{reader.name} of {cells} cells", bad, values.numel())

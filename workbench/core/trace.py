@@ -61,18 +61,21 @@ class Trace(Mapping[Site, Tensor]):
 
     @property
     def answer_logits(self) -> Float[Tensor, "batch d_vocab"]:
-        """The logits of each row's last token: what the model says next.
+        """The logits at each row's answer: of its last token, what the model says next.
+
+        Of a model that reads both ways, at the one masked token, or where the batch asks.
 
         Raises:
             NotRecordedError: If the run did not unembed that position.
         """
-        rows = torch.arange(len(self.batch.last), device=self.logits.device)
+        answer = self.batch.answer
+        rows = torch.arange(len(answer), device=self.logits.device)
         if self.columns is None:
-            return self.logits[rows, self.batch.last]
-        hit = self.columns == self.batch.last[:, None]
+            return self.logits[rows, answer]
+        hit = self.columns == answer[:, None]
         if not bool(hit.any(1).all()):
             raise NotRecordedError(
-                "The last position was not unembedded; ask for positions='last'."
+                "The answer's position was not unembedded; ask for positions='answer'."
             )
         return self.logits[rows, hit.int().argmax(1)]
 

@@ -26,6 +26,7 @@ from workbench.core.run import run
 from workbench.core.sites import Selector, Site, Sites, select
 
 STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+NORMED = ("hook_resid_pre", "hook_normalized_resid_post")  # of blocks whose norms come after
 
 
 @final
@@ -116,7 +117,7 @@ class LensMethod(ABC):
         batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
         if len(batch.tokens) != 1:
             raise OptionError("prompt", "a single one", f"{len(batch.tokens)} prompts")
-        wanted = _streams(select(sites, model.sites))
+        wanted = _streams(select(sites, model.sites), model)
         count("top_k", top_k)
         watched = (watch,) if isinstance(watch, str) else iterated("watch", watch)
         tokens = tuple(token for one in watched for token in answer_ids(model, one, 1))
@@ -152,10 +153,14 @@ class LensMethod(ABC):
         )
 
 
-def _streams(sites: Sites) -> Sites:
+def _streams(sites: Sites, model: Model) -> Sites:
+    if model.sizes.output.columns != "vocabulary":
+        raise OptionError("model", "one whose logits are of its vocabulary", model.name)
+    normed = any(site.short == NORMED[-1] for site in model.sites)
+    streams = NORMED if normed else STREAMS
     for site in sites:
-        if site.short not in STREAMS:
-            raise OptionError("sites", f"places in the residual stream: {' '.join(STREAMS)}", site)
+        if site.short not in streams:
+            raise OptionError("sites", f"places in the residual stream: {' '.join(streams)}", site)
     return sites
 
 
@@ -184,7 +189,7 @@ def _row(  # noqa: PLR0913 - one site of a reading
 
 def _last_layer(model: Model, sites: Sites, kl: Float[Tensor, "site pos"]) -> Check:
     """At the last block the lens must say what the model says."""
-    last = Site("blocks.{}.hook_resid_post", model.sizes.n_layers - 1)
+    last = next(site for site in reversed(model.sites) if site.layer is not None)
     value = float(kl[sites.index(last)].abs().max()) if last in sites else float("nan")
     return Check("KL at the last layer", value, "nats", "0: there the lens is the model itself")
 

@@ -78,7 +78,7 @@ def without_copies(
     return found if one is None else {**found, name: one}
 
 
-def tie(found: dict[str, Tensor], stack: Stack) -> dict[str, Tensor]:
+def tie(found: dict[str, Tensor], stack: Stack, name: str = "unembed.weight") -> dict[str, Tensor]:
     """The weights with the embedding as unembedding, where the config says that they are one.
 
     Raises:
@@ -86,14 +86,14 @@ def tie(found: dict[str, Tensor], stack: Stack) -> dict[str, Tensor]:
     """
     if not stack.tied or "embed.tokens" not in found:
         return found
-    embed, own = found["embed.tokens"], found.get("unembed.weight")
+    embed, own = found["embed.tokens"], found.get(name)
     shared = own is None or (own.data_ptr() == embed.data_ptr() and own.shape == embed.shape)
     if not shared and own is not None and not torch.equal(own, embed):
         raise WeightsError(
             "The config says tie_word_embeddings = true, and the weights hold an unembedding that "
             "is not the embedding. Set it to false, or leave that weight out."
         )
-    return {**found, "unembed.weight": embed}
+    return {**found, name: embed}
 
 
 FAMILIES = discover("workbench.models.families", "FAMILY", Family)

@@ -232,7 +232,7 @@ def _from_memory(
 
     if not isinstance(source, PreTrainedModel):
         raise OptionError("source", "a name, a path or a Hugging Face model", type(source).__name__)
-    config = source.config.to_dict()
+    config = {**source.config.to_dict(), "architectures": [type(source).__name__]}
     return assemble(
         config,
         {name: _usable(tensor) for name, tensor in source.state_dict().items()},

@@ -102,6 +102,12 @@ class Tokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     @property
+    def mask_id(self) -> int | None:
+        """The token that stands for a word to be found, where there is one."""
+        text = self.named.get("mask_token")
+        return None if text is None else self.backend.token_to_id(text)
+
+    @property
     def bos_id(self) -> int | None:
         """The token that begins a text, where there is one."""
         return self._named_id("bos_token")

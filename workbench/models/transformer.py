@@ -20,7 +20,8 @@ from workbench.core.tap import Tap
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.block import AnyBlock
 from workbench.models.layers.context import At, Bias, Columns, Pass, opened, views
-from workbench.models.layers.embed import Embedding, Unembedding
+from workbench.models.layers.embed import AnyEmbedding, Unembedding
+from workbench.models.layers.head import AnyHead
 from workbench.models.layers.inputs import Inputs
 from workbench.models.layers.linear import Linear, of_its_weight
 from workbench.models.layers.mlp import FeedForward
@@ -99,10 +100,10 @@ class Stack(nn.Module):
         self,
         *,
         sizes: Sizes,
-        embed: Embedding,
+        embed: AnyEmbedding,
         blocks: Sequence[AnyBlock],
         ln_final: Norm,
-        unembed: Unembedding,
+        unembed: AnyHead,
         rotary: Rotary | None,
         local_rotary: Rotary | None = None,
         causal: bool = True,

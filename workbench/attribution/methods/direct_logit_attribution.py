@@ -33,6 +33,7 @@ EMBEDS = ("hook_embed", "hook_pos_embed", "hook_token_type_embed")
 WRITERS = (*EMBEDS, "attn.hook_result", "hook_attn_out", "hook_mlp_out")
 STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 OPEN = (*STREAMS, "hook_attn_out")  # where what a plan adds is no component's own
+POST_NORM, BETWEEN = "hook_normalized_resid_post", ("embed.ln", "mlm_head", "pooler")
 _SCALE = Site("ln_final.hook_scale")
 
 
@@ -70,6 +71,7 @@ class DirectLogitAttribution(AttributionMethod):
         if foreign:
             wanted = "sites that add to the residual stream: " + ", ".join(WRITERS)
             raise OptionError("sites", wanted, foreign)
+        _check_additive(model)
         seen = _read(model, contrast.clean, plan, sites)
         slope, value = _slope(model, metric, seen.stream)
         rows = _rows(model, seen, slope, constant=value - (seen.stream * slope).sum(-1))
@@ -85,8 +87,20 @@ class DirectLogitAttribution(AttributionMethod):
             Check("metric, clean", float(exact.mean()), metric.unit, "what the scores add up to"),
         )
         only = metric.vocabulary
-        corrupt = run(model, contrast.corrupt, plan=plan, positions="last", vocabulary=only)
+        corrupt = run(model, contrast.corrupt, plan=plan, positions="answer", vocabulary=only)
         return Scores(*_along(parts, tuple(rows), axes), exact, metric(corrupt), checks)
+
+
+def _check_additive(model: Model) -> None:
+    """Refuses a model whose components do not add up to the stream that is unembedded.
+
+    Raises:
+        OptionError: If norms come after the components, or a head of several layers follows.
+    """
+    between = [s for s in model.sites if s.name.startswith(BETWEEN) or s.short == POST_NORM]
+    if between:
+        allowed = f"one whose components add up to its last stream; {between[-1]} is between"
+        raise OptionError("model", allowed, model.name)
 
 
 @final
@@ -94,7 +108,7 @@ class AtLast(Tap):
     """Keeps what each site holds at every row's last token, and nothing else."""
 
     def __init__(self, sites: Sites, batch: Batch) -> None:
-        self._sites, self._columns = frozenset(sites), batch.last
+        self._sites, self._columns = frozenset(sites), batch.answer
         self.seen: dict[Site, Tensor] = {}
 
     @override
@@ -153,7 +167,7 @@ def _read(model: Model, batch: Batch, plan: Plan, sites: Sites) -> _Seen:
     with forward_only():
         stream = model.layers(model.embed(batch, tap), batch, tap)
     program.finish(ledger, batch, "its scope selects no token")
-    return _Seen(pick(stream, batch.last[:, None])[:, 0], after.seen, before.seen)
+    return _Seen(pick(stream, batch.answer[:, None])[:, 0], after.seen, before.seen)
 
 
 def _metric(model: Model, metric: TokenMetric, stream: Tensor) -> Float[Tensor, " example"]:

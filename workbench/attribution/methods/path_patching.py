@@ -33,6 +33,7 @@ from workbench.attribution.parts import (
     Place,
     axis,
     before,
+    end_of,
     grouped,
     places,
     positions_axis,
@@ -116,7 +117,7 @@ class PathPatching(AttributionMethod):
         _check_plan(plan, model, local=where != [None])
         held = _held(model, mlps=self.mlps == "frozen")
         given = run(
-            model, donor, plan=plan, record=sites, positions="last", vocabulary=metric.vocabulary
+            model, donor, plan=plan, record=sites, positions="answer", vocabulary=metric.vocabulary
         )
         parted = _parted(base, donor) if model.causal and plan.replayable else 0
         values = _values(model, base, plan, held)
@@ -243,7 +244,7 @@ class _Paths:
             if first < 1:
                 resid = model.embed(batch, tap)
             else:
-                before = self.base[Site("blocks.{}.hook_resid_post", first - 1)]
+                before = self.base[end_of(first - 1, model)]
                 resid = before.repeat(len(senders), 1, 1)
             last = max(block_of(site, model) for site in read) + 1
             if last > max(first, 0):
@@ -281,7 +282,7 @@ def _held(model: Model, *, mlps: bool) -> Sites:
 
 def _values(model: Model, base: Batch, plan: Plan, held: Sites) -> Trace:
     """The base run's values: of what is held, and of the streams that passes start from."""
-    kept = {*held, *(s for s in model.sites if s.short == "hook_resid_post")}
+    kept = {*held, *(end_of(layer, model) for layer in range(model.sizes.n_layers))}
     return run(model, base, plan=plan, record=lambda site: site in kept, logits=False)
 
 

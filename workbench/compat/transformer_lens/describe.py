@@ -15,7 +15,7 @@ from workbench.models.layers.norm import (
 )
 from workbench.models.layers.positions import rotate_neighbours
 from workbench.models.transformer import ParallelBlock, PreNormBlock, Transformer
-from workbench.models.views.stacks import blocks_of
+from workbench.models.views.stacks import blocks_of, words_of
 
 # Whole key sets are named here: the sites which the classic makes only where a flag says so.
 FLAGGED = {
@@ -31,6 +31,7 @@ FLAGGED = {
 def config_of(model: Transformer) -> HookedTransformerConfig:
     """What the classic interface says of a model."""
     stack, sizes = model.stack, model.sizes
+    words = words_of(stack)
     block = blocks_of(stack)[0]
     mlp = block.mlp
     learned = stack.embed.positions is not None
@@ -45,7 +46,7 @@ def config_of(model: Transformer) -> HookedTransformerConfig:
         d_mlp=None if mlp is None else sizes.d_mlp,
         act_fn=_activation(block),
         d_vocab=sizes.d_vocab,
-        d_vocab_out=stack.unembed.weight.shape[0],
+        d_vocab_out=words.weight.shape[0],
         eps=_eps(block.ln1),
         attn_scale=1.0 / _scale(block),
         use_attn_scale=not math.isclose(_scale(block), 1.0),
@@ -57,7 +58,7 @@ def config_of(model: Transformer) -> HookedTransformerConfig:
         parallel_attn_mlp=isinstance(block, ParallelBlock),
         rotary_adjacent_pairs=block.attn.turn is rotate_neighbours,
         attn_scores_soft_cap=-1.0 if block.attn.cap is None else block.attn.cap,
-        output_logits_soft_cap=-1.0 if stack.unembed.cap is None else stack.unembed.cap,
+        output_logits_soft_cap=-1.0 if words.cap is None else words.cap,
         attention_dir="causal" if stack.causal else "bidirectional",
         attn_only=mlp is None,
         gated_mlp=isinstance(mlp, GatedMLP),

@@ -17,7 +17,7 @@ from workbench.models.layers.context import At, in_block, outside_blocks
 from workbench.models.layers.mlp import GatedMLP
 from workbench.models.layers.norm import LayerNorm, Norm, PlainLayerNorm, PlainRMSNorm, RMSNorm
 from workbench.models.transformer import Stack, Transformer
-from workbench.models.views.stacks import blocks_of, frozen, like, shared
+from workbench.models.views.stacks import blocks_of, frozen, like, shared, words_of
 
 
 class Incompatible(NamedTuple):
@@ -127,7 +127,7 @@ def _put(stack: Stack, name: str, value: Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
     blocks = blocks_of(stack)
     if name == "unembed.bias":
-        stack.unembed.bias = frozen(value)
+        words_of(stack).bias = frozen(value)
         return
     layer = int(name.split(".")[1]) if name.startswith("blocks.") else None
     block = None if layer is None else blocks[layer]

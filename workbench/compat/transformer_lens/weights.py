@@ -20,7 +20,7 @@ from workbench.models.layers.attention import Attention
 from workbench.models.layers.mlp import MLP, FeedForward, GatedMLP
 from workbench.models.layers.norm import LayerNorm, Norm, RMSNorm
 from workbench.models.transformer import PreNormBlock, Stack
-from workbench.models.views.stacks import bias_of, blocks_of
+from workbench.models.views.stacks import bias_of, blocks_of, words_of
 
 Matrices = Float[Tensor, "head d_model d_head"]
 Biases = Float[Tensor, "head d_head"]
@@ -297,12 +297,12 @@ class ClassicWeights:
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
         """The unembedding."""
-        return self._stack.unembed.weight.mT
+        return words_of(self._stack).weight.mT
 
     @property
     def b_U(self) -> Float[Tensor, " d_vocab"]:  # noqa: N802
         """The bias of the logits."""
-        unembed = self._stack.unembed
+        unembed = words_of(self._stack)
         zeros = unembed.weight.new_zeros(unembed.weight.shape[0])
         return zeros if unembed.bias is None else unembed.bias
 

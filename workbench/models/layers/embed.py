@@ -1,22 +1,39 @@
 """Embedding and unembedding."""
 
+from abc import ABC, abstractmethod
 from typing import final
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
 from torch import Tensor, nn
+from typing_extensions import override
 
 from workbench.core.axes import Logits, Resid
 from workbench.core.data import Batch
+from workbench.core.errors import OptionError
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.context import outside_blocks
+from workbench.models.layers.head import AnyHead
 from workbench.models.layers.linear import Tiles, multiply
 from workbench.models.layers.norm import Norm
 
 
+class AnyEmbedding(nn.Module, ABC):
+    """What a stack asks of its first part: tokens to the stream before block 0."""
+
+    tokens: nn.Parameter
+    positions: nn.Parameter | None  # learned ones, where it has them
+    sites: Sites
+
+    @abstractmethod
+    def embed(self, batch: Batch, tap: Tap) -> Resid:
+        """The residual stream before block 0."""
+
+
 @final
-class Embedding(nn.Module):
+class Embedding(AnyEmbedding):
     """Token embedding, times `scale`, with learned positions where `n_positions` is given.
 
     With `d_embed` tokens are so wide, and projected to d_model; with `norm` they are normalised.
@@ -43,10 +60,10 @@ class Embedding(nn.Module):
         self.at_positions = outside_blocks("hook_pos_embed")
         before = () if norm is None else norm.sites
         after = () if learned is None else (self.at_positions,)
-        self.sites: Sites = (*before, self.at_embed, *after)
+        self.sites = (*before, self.at_embed, *after)
 
+    @override
     def embed(self, batch: Batch, tap: Tap) -> Resid:
-        """The residual stream before block 0."""
         found = F.embedding(batch.tokens, self.tokens)
         if self.scale is not None:  # rounded to the weights' dtype first, as models are trained
             found = found * torch.tensor(self.scale, dtype=found.dtype, device=found.device)
@@ -62,7 +79,80 @@ class Embedding(nn.Module):
 
 
 @final
-class Unembedding(nn.Module):
+class NormedEmbedding(AnyEmbedding):
+    """Tokens, with what types and positions there are, added up and normalised: an encoder's.
+
+    With `d_embed` these are so wide, and projected to d_model. With `padding`, the id of pads,
+    positions count from the one after it, and a pad among the tokens stands at it, as RoBERTa has
+    it.
+    """
+
+    def __init__(  # noqa: PLR0913 - the sizes and choices of the brick
+        self,
+        d_vocab: int,
+        d_model: int,
+        norm: Norm,
+        *,
+        n_positions: int | None = None,
+        n_types: int | None = None,
+        d_embed: int | None = None,
+        project_bias: bool = True,
+        padding: int | None = None,
+    ) -> None:
+        super().__init__()
+        width = d_model if d_embed is None else d_embed
+        self.tokens = nn.Parameter(torch.empty(d_vocab, width))
+        self.positions = None if n_positions is None else table(n_positions, width)
+        self.types = None if n_types is None else table(n_types, width)
+        narrow = d_embed is not None
+        self.project = nn.Linear(width, d_model, bias=project_bias) if narrow else None
+        self.ln, self.padding = norm, padding
+        self.at_embed = outside_blocks("hook_embed")
+        self.at_positions = outside_blocks("hook_pos_embed")
+        self.at_types = outside_blocks("hook_token_type_embed")
+        self.at_full = outside_blocks("hook_full_embed")
+        positions = () if n_positions is None else (self.at_positions,)
+        types = () if n_types is None else (self.at_types,)
+        self.sites = (self.at_embed, *positions, *types, *norm.sites, self.at_full)
+
+    @override
+    def embed(self, batch: Batch, tap: Tap) -> Resid:
+        sums = tap(self.at_embed, F.embedding(batch.tokens, self.tokens))
+        if self.positions is not None:
+            learned = F.embedding(self._positions(batch), self.positions)
+            if batch.real is not None:
+                learned = learned * batch.real[:, :, None]  # a pad has no position
+            sums = sums + tap(self.at_positions, learned)
+        if self.types is not None:
+            sums = sums + tap(
+                self.at_types, F.embedding(_types(batch, len(self.types)), self.types)
+            )
+        full = self.ln.normalise(sums, tap)
+        return tap(self.at_full, full if self.project is None else self.project(full))
+
+    def _positions(self, batch: Batch) -> Int[Tensor, "batch pos"]:
+        if self.padding is None:
+            return batch.positions
+        told = batch.tokens != self.padding
+        told = told if batch.real is None else told & batch.real
+        return told.cumsum(1) * told + self.padding
+
+
+def table(count: int, width: int) -> nn.Parameter:
+    """An empty table of embeddings."""
+    return nn.Parameter(torch.empty(count, width))
+
+
+def _types(batch: Batch, known: int) -> Int[Tensor, "batch pos"]:
+    if batch.types is None:
+        return torch.zeros_like(batch.tokens)
+    if int(batch.types.max()) >= known:
+        raise OptionError("token_types", f"in 0…{known - 1}", int(batch.types.max()))
+    return batch.types
+
+
+@final
+class Unembedding(AnyHead):
     """Logits of a normalised stream; of some vocabulary columns only, if asked.
 
     `scale` multiplies them before the site. With `cap`, logits x are cap tanh(x / cap), after it.
@@ -86,10 +176,10 @@ class Unembedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(d_vocab, d_embed or d_model))
         self.bias = nn.Parameter(torch.empty(d_vocab)) if bias else None
         self.at_logits = outside_blocks("hook_unembed")
-        self.sites: Sites = (self.at_logits,)
+        self.sites = (self.at_logits,)
 
+    @override
     def unembed(self, x: Resid, tap: Tap, vocabulary: Tensor | None) -> Logits:
-        """The logits of all columns, or of `vocabulary` only."""
         read = x if self.project is None else self.project(x)
         logits = self._uncapped(read, tap, vocabulary)
         return logits if self.cap is None else self.cap * (logits / self.cap).tanh()

@@ -30,7 +30,7 @@ from workbench.models.layers.norm import (
 )
 from workbench.models.transformer import PreNormBlock, Stack, Transformer
 from workbench.models.views.factored import refactor
-from workbench.models.views.stacks import bias_of, blocks_of, frozen, put, shared
+from workbench.models.views.stacks import bias_of, blocks_of, frozen, put, shared, words_of
 
 TOLERANCE = 1e-3  # nats, in float32: deep models round to 1e-4, the least of real mistakes is 8e-3
 
@@ -157,11 +157,12 @@ def _fold_norms(stack: Stack) -> str | None:
         block.ln1 = _plain(block.ln1, at, "ln1")
         _fold_mlp(block)
         block.ln2 = _plain(block.ln2, at, "ln2")
-    weight, bias = _read(stack.unembed.weight, stack.unembed.bias, stack.ln_final)
-    if weight is not stack.unembed.weight:
-        stack.unembed.weight, stack.tied = frozen(weight), False
+    words = words_of(stack)
+    weight, bias = _read(words.weight, words.bias, stack.ln_final)
+    if weight is not words.weight:
+        words.weight, stack.tied = frozen(weight), False
     if bias is not None:
-        stack.unembed.bias = frozen(bias)
+        words.bias = frozen(bias)
     stack.ln_final = _plain(stack.ln_final, outside_blocks, "ln_final")
     return None
 
@@ -233,7 +234,7 @@ def _writers(block: PreNormBlock) -> tuple[nn.Linear, ...]:
 
 
 def _center_unembed(stack: Stack) -> str | None:
-    unembed = stack.unembed
+    unembed = words_of(stack)
     if unembed.cap is not None:
         return "a cap of the logits takes notice of their mean"
     unembed.weight = frozen(unembed.weight - unembed.weight.mean(0, keepdim=True))

@@ -53,6 +53,19 @@ def blocks_of(stack: Stack) -> tuple[PreNormBlock, ...]:
     return blocks
 
 
+def words_of(stack: Stack) -> Unembedding:
+    """Its unembedding, of a stack that has no other head.
+
+    Raises:
+        OptionError: If it has another head: of that, nothing here knows the parts.
+    """
+    head = stack.unembed
+    if not isinstance(head, Unembedding):
+        allowed = "a model with a plain unembedding, as weight views and the classic interface need"
+        raise OptionError("model", allowed, f"one with a {type(head).__name__}")
+    return head
+
+
 def bias_of(linear: nn.Linear) -> Tensor | None:
     """A linear map's bias, where it has one."""
     return dict(linear.named_parameters()).get("bias")

@@ -1,0 +1,41 @@
+"""Tiny Alberts: shared layers, narrow embeddings, and each head."""
+
+from typing import Any
+
+from tests.families import Example, kind_named, made, normed_after
+
+PLAIN: dict[str, Any] = {
+    "vocab_size": 258,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "max_position_embeddings": 32,
+    "type_vocab_size": 3,
+    "embedding_size": 10,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "masked": {},
+    "one head": {"num_attention_heads": 1},
+    "untied": {"tie_word_embeddings": False},
+    "another eps": {"layer_norm_eps": 0.1},
+    "two groups": {"num_hidden_groups": 2, "num_hidden_layers": 4},
+    "inner layers": {"inner_group_num": 2},
+    "no sharing": {"num_hidden_groups": 3},
+    "one layer": {"num_hidden_layers": 1},
+    "act relu": {"hidden_act": "relu"},
+    "pretraining": {"head": "ForPreTraining"},
+    "no head": {"head": "Model"},
+    "classes of texts": {"head": "ForSequenceClassification", "num_labels": 5},
+    "classes of tokens": {"head": "ForTokenClassification", "num_labels": 5},
+}
+
+
+def build(*, head: str = "ForMaskedLM", **changes: Any) -> Any:
+    """A Hugging Face Albert with random weights."""
+    from transformers import AlbertConfig
+
+    return made(AlbertConfig(**{**PLAIN, **changes}), kind_named(f"Albert{head}"))
+
+
+EXAMPLE = Example(build, VARIANTS, causal=False, identity=normed_after)
