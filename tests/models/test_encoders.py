@@ -16,7 +16,8 @@ from workbench.models.pooling import embed_texts
 
 MASK = 63  # "?"
 BLANKS = replace(tiny.Bytes(), mask_id=MASK)
-CONTRAST = wb.Contrast("a cat ? milk", "a dog ? milk", "x", "y")
+ASKED = "a cat ? milk"
+CONTRAST = wb.Contrast(ASKED, "a dog ? milk", "x", "y")
 
 
 def model_of(family: str = "bert", **changes: Any) -> Any:
@@ -26,7 +27,7 @@ def model_of(family: str = "bert", **changes: Any) -> Any:
 
 def test_a_metric_reads_the_masked_token() -> None:
     model = model_of()
-    trace = wb.run(model, [CONTRAST.clean, "? b"])
+    trace = wb.run(model, [ASKED, "? b"])
     assert trace.batch.answer.tolist() == [6, 0]
     assert torch.equal(trace.answer_logits, torch.stack([trace.logits[0, 6], trace.logits[1, 0]]))
     metric = wb.metrics.logit_difference(CONTRAST)

@@ -131,6 +131,8 @@ AXES: Mapping[str, str] = MappingProxyType(
         "hook_full_embed": _STREAM,
         "ln_final.hook_scale": _SCALE,
         "ln_final.hook_normalized": _STREAM,
+        "pooler.ln.hook_scale": _SCALE,
+        "pooler.ln.hook_normalized": _STREAM,
         "pooler.hook_pooler_out": _STREAM,
         "nsp_head.hook_nsp_out": _LABELS,
         "mlm_head.hook_pre": _STREAM,

@@ -15,6 +15,7 @@ from workbench.models.config import Activation, Config
 from workbench.models.family import renamed, tie
 from workbench.models.layers.attention import Attention
 from workbench.models.layers.context import in_block, outside_blocks
+from workbench.models.layers.disentangled import Disentangled
 from workbench.models.layers.head import AnyHead
 from workbench.models.layers.heads import Classifier, Headless, Pooler
 from workbench.models.layers.mlp import MLP
@@ -107,7 +108,15 @@ def sizes_of(config: Config, n_ctx: int, output: Output) -> Sizes:
     )
 
 
-def block_of(layer: int, sizes: Sizes, act: Activation, eps: float) -> PostNormBlock:
+def block_of(
+    layer: int,
+    sizes: Sizes,
+    act: Activation,
+    eps: float,
+    *,
+    scale: float | None = None,
+    relative: Disentangled | None = None,
+) -> PostNormBlock:
     """A post-norm block of LayerNorms and a plain feed-forward, with biases everywhere."""
     at = in_block(layer)
     attention = Attention(
@@ -117,10 +126,11 @@ def block_of(layer: int, sizes: Sizes, act: Activation, eps: float) -> PostNormB
         sizes.n_heads,
         sizes.d_head,
         at,
-        scale=sizes.d_head**-0.5,
+        scale=sizes.d_head**-0.5 if scale is None else scale,
         rotary=False,
         bias=True,
         out_bias=True,
+        relative=relative,
     )
     return PostNormBlock(
         at,

@@ -13,6 +13,7 @@ from workbench.core.axes import Resid
 from workbench.core.sites import Sites
 from workbench.core.tap import Tap
 from workbench.models.layers.context import Angles, At, Pass, View
+from workbench.models.layers.disentangled import Disentangled
 from workbench.models.layers.inputs import PerHead, Split
 from workbench.models.layers.norm import NoNorm, Norm
 from workbench.models.layers.positions import rotate
@@ -30,6 +31,7 @@ class Attention(nn.Module):
     and keys of a `rotary` layer, by the pass's angles or, if `local`, by its local ones; `q_norm`
     and `k_norm` come before. A `window` is how many tokens a query sees, itself among them. With
     `sinks`, each head has one more score, which takes its part of the pattern and writes nothing.
+    `relative` adds to the scores what distances make of queries and keys.
     """
 
     def __init__(  # noqa: PLR0913 - the sizes and choices of the brick
@@ -52,6 +54,7 @@ class Attention(nn.Module):
         window: int | None = None,
         local: bool = False,
         sinks: bool = False,
+        relative: Disentangled | None = None,
     ) -> None:
         super().__init__()
         self.layer, self.n_heads, self.n_groups = layer, n_heads, n_key_value_heads
@@ -63,6 +66,7 @@ class Attention(nn.Module):
         self.v = nn.Linear(d_model, n_key_value_heads * d_head, bias=bias)
         self.o = nn.Linear(n_heads * d_head, d_model, bias=out_bias)
         self.q_norm, self.k_norm = q_norm or NoNorm(), k_norm or NoNorm()
+        self.relative = relative
         self.sinks = nn.Parameter(torch.empty(n_heads)) if sinks else None
         self.at_q, self.at_k = at("attn.hook_q"), at("attn.hook_k")
         self.at_v, self.at_z = at("attn.hook_v"), at("attn.hook_z")
@@ -105,6 +109,8 @@ class Attention(nn.Module):
 
     def _mix(self, q: HeadsFirst, k: Tensor, v: Tensor, tap: Tap, now: Pass) -> HeadsFirst:
         view = now.view(self.window)
+        if self.relative is not None:
+            view = view.with_bias(self.relative.bias(q, k))
         if self.cap is not None or tap.wants(self.at_scores) or tap.wants(self.at_pattern):
             return self._mix_openly(q, k, v, tap, view)
         mask, causal = view.visible, view.causal

@@ -17,22 +17,31 @@ from workbench.models.config import Activation
 from workbench.models.layers.context import outside_blocks
 from workbench.models.layers.embed import Unembedding
 from workbench.models.layers.head import AnyHead
-from workbench.models.layers.norm import Norm
+from workbench.models.layers.norm import NoNorm, Norm
 
 
 @final
 class Pooler(nn.Module):
-    """act(x W + b): of the first token, what stands for the whole text."""
+    """norm(act(x W + b)): of the first token, what stands for the whole text."""
 
-    def __init__(self, d_model: int, d_pooled: int, act: Activation) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        d_pooled: int,
+        act: Activation,
+        *,
+        bias: bool = True,
+        norm: Norm | None = None,
+    ) -> None:
         super().__init__()
-        self.dense, self.act = nn.Linear(d_model, d_pooled), act
+        self.dense, self.act = nn.Linear(d_model, d_pooled, bias=bias), act
+        self.ln = norm or NoNorm()
         self.at_out = outside_blocks("pooler.hook_pooler_out")
-        self.sites: Sites = (self.at_out,)
+        self.sites: Sites = (*self.ln.sites, self.at_out)
 
     def pool(self, x: Resid, tap: Tap) -> Resid:
         """The pooled stream, at every position."""
-        return tap(self.at_out, self.act(self.dense(x)))
+        return tap(self.at_out, self.ln.normalise(self.act(self.dense(x)), tap))
 
 
 @final

@@ -73,6 +73,27 @@ class LayerNorm(Norm):
 
 
 @final
+class BiaslessLayerNorm(Norm):
+    """(x - mean) / sqrt(variance + eps) * weight."""
+
+    def __init__(self, width: int, eps: float, at: At, name: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+        self.scale, self.normalized = at(f"{name}.hook_scale"), at(f"{name}.hook_normalized")
+        self.sites = (self.scale, self.normalized)
+
+    @override
+    def normalise(self, x: Stream, tap: Tap) -> Stream:
+        if not (tap.wants(self.scale) or tap.wants(self.normalized)):
+            return F.layer_norm(x, x.shape[-1:], self.weight, None, self.eps)
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        centred = wide - wide.mean(-1, keepdim=True)
+        scale = tap(self.scale, (centred.square().mean(-1, keepdim=True) + self.eps).sqrt())
+        return tap(self.normalized, centred / scale * self.weight).to(x.dtype)
+
+
+@final
 class PlainRMSNorm(Norm):
     """x / sqrt(mean(x²) + eps): what is left when the weight is folded into what reads it."""
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from workbench.core.errors import OptionError
-from workbench.models.layers.embed import Unembedding
+from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.linear import Linear
 from workbench.models.transformer import PreNormBlock, Stack, Transformer
 
@@ -42,7 +42,9 @@ def blocks_of(stack: Stack) -> tuple[PreNormBlock, ...]:
         OptionError: If there are other blocks, or its vocabulary is narrower than its stream: of
             these, nothing here knows the parts.
     """
-    if stack.embed.project is not None or stack.unembed.project is not None:
+    embed, head = stack.embed, stack.unembed
+    narrow = isinstance(embed, Embedding) and embed.project is not None
+    if narrow or (isinstance(head, Unembedding) and head.project is not None):
         allowed = "a model whose vocabulary is as wide as its stream, for weight views"
         raise OptionError("model", allowed, f"one of width {stack.embed.tokens.shape[1]}")
     blocks = tuple(block for block in stack.blocks if isinstance(block, PreNormBlock))
