@@ -12,6 +12,7 @@ from torch import Tensor
 import workbench as wb
 from tests import tiny
 from tests.families import EXAMPLES, hf, said, said_like
+from tests.two_stacks import TWO_STACKS
 from workbench.core.data import Batch, batch_of
 from workbench.core.errors import UnknownConfigKeyError
 from workbench.core.operators import Scale, Zero
@@ -23,7 +24,7 @@ from workbench.models.transformer import Transformer
 TOLERANCE = 1e-5  # float32: the same sums in another order
 PROMPTS = ["abcdef", "ab", "hello you"]
 CASES = [(name, change) for name in EXAMPLES for change in EXAMPLES[name].variants]
-families = pytest.mark.parametrize("name", list(FAMILIES))
+families = pytest.mark.parametrize("name", list(EXAMPLES))
 variants = pytest.mark.parametrize(
     ("name", "change", "changes"),
     [(name, change, EXAMPLES[name].variants[change]) for name, change in CASES],
@@ -51,7 +52,7 @@ def placed(name: str, theirs: Any, batch: Batch) -> Mapping[str, Tensor]:
 
 
 def test_every_family_has_a_tiny_model() -> None:
-    assert sorted(FAMILIES) == sorted(EXAMPLES)
+    assert sorted(FAMILIES) == sorted([*EXAMPLES, *TWO_STACKS])
 
 
 @variants

@@ -96,7 +96,7 @@ def chunked(
     for size in sizes:
         part = torch.tensor([ids[start : start + size]])
         batch = Batch(part, None, torch.tensor([start]), prompt)
-        tap = program.tap(batch.place, Ledger(program.plan))
+        tap = program.tap(batch, Ledger(program.plan))
         with torch.no_grad():
             resid = model.layers(model.embed(batch, tap), batch, tap, cache=cache)
             parts.append(model.unembed(resid, tap)[0])

@@ -14,6 +14,8 @@ Tokens = Int[Tensor, "batch pos"]
 Positions = Int[Tensor, "batch pos"]
 Real = Bool[Tensor, "batch pos"]
 Resid = Float[Tensor, "batch pos d_model"]
+Memory = Float[Tensor, "batch source d_model"]  # what a decoder reads of its encoder
+OfStack = Float[Tensor, "batch _ d_model"]  # a stream, of whichever of two stacks
 Logits = Float[Tensor, "batch pos d_vocab"]
 PerExample = Float[Tensor, " batch"]
 
@@ -66,7 +68,27 @@ _BLOCK = {
     "hook_normalized_resid_post": _STREAM,
 }
 
-# Within a block: sites with one head per key-value head; the inputs of the heads; the norm before.
+# What a decoder's block has that reads an encoder, between its attention and its neurons.
+_CROSS = {
+    "hook_cross_attn_in": _STREAM,
+    "cross_attn.hook_q": _HEADS,
+    "cross_attn.hook_k": _HEADS,
+    "cross_attn.hook_v": _HEADS,
+    "cross_attn.hook_attn_scores": _SQUARE,
+    "cross_attn.hook_pattern": _SQUARE,
+    "cross_attn.hook_z": _HEADS,
+    "cross_attn.hook_result": _PER_HEAD,
+    "hook_cross_attn_out": _STREAM,
+    "hook_resid_mid_cross": _STREAM,
+    "ln3.hook_scale": _SCALE,
+    "ln3.hook_normalized": _STREAM,
+}
+
+BLOCKS, ENCODER, DECODER = "blocks", "encoder", "decoder"  # the stacks a site may be in
+MEMORY = "hook_encoder_out"  # what a decoder reads of its encoder, after the last norm
+
+# Within a block: sites with one head per key-value head; the inputs of the heads; the norm before;
+# what is made of the memory; what has a query and a key, and which of these are masked with -inf.
 GROUPED = frozenset(
     {
         "hook_k_input",
@@ -76,8 +98,14 @@ GROUPED = frozenset(
         "attn.k_norm.hook_scale",
         "attn.k_norm.hook_normalized",
         "attn.hook_rot_k",
+        "cross_attn.hook_k",
+        "cross_attn.hook_v",
     }
 )
+OF_MEMORY = frozenset({"cross_attn.hook_k", "cross_attn.hook_v"})
+SCORES = frozenset({"attn.hook_attn_scores", "cross_attn.hook_attn_scores"})
+ACROSS = frozenset({"cross_attn.hook_attn_scores", "cross_attn.hook_pattern"})
+SQUARES = frozenset({*SCORES, *ACROSS, "attn.hook_pattern"})
 HEAD_INPUTS = frozenset({"hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"})
 READ_NORM = frozenset({"ln1.hook_scale", "ln1.hook_normalized"})
 
@@ -88,8 +116,19 @@ AXES: Mapping[str, str] = MappingProxyType(
         "hook_token_type_embed": _STREAM,
         "embed.ln.hook_scale": _SCALE,
         "embed.ln.hook_normalized": _STREAM,
+        "decoder.hook_embed": _STREAM,
+        "decoder.hook_pos_embed": _STREAM,
+        "decoder.embed.ln.hook_scale": _SCALE,
+        "decoder.embed.ln.hook_normalized": _STREAM,
+        **{f"{BLOCKS}.{{}}.{name}": axes for name, axes in _BLOCK.items()},
+        **{f"{ENCODER}.{{}}.{name}": axes for name, axes in _BLOCK.items()},
+        "encoder_final_ln.hook_scale": _SCALE,
+        "encoder_final_ln.hook_normalized": _STREAM,
+        MEMORY: _STREAM,
+        **{f"{DECODER}.{{}}.{name}": axes for name, axes in (_BLOCK | _CROSS).items()},
+        "decoder_final_ln.hook_scale": _SCALE,
+        "decoder_final_ln.hook_normalized": _STREAM,
         "hook_full_embed": _STREAM,
-        **{f"blocks.{{}}.{name}": axes for name, axes in _BLOCK.items()},
         "ln_final.hook_scale": _SCALE,
         "ln_final.hook_normalized": _STREAM,
         "pooler.ln.hook_scale": _SCALE,

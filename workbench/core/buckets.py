@@ -83,6 +83,8 @@ def buckets_of(asked: Request, max_tokens: int, *, own: bool) -> tuple[Part, ...
         OptionError: If it is no count, or something that may look at the whole batch cannot.
     """
     budget = count("max_tokens", max_tokens)
+    if asked.batch.source is not None:
+        raise OptionError("max_tokens", "left out: sources and targets differ in length", budget)
     if own or not asked.program.plan.replayable:
         which = "a bare function" if not own else "a tap of your own"
         raise OptionError("max_tokens", f"left out with {which}, which is to see all rows", budget)

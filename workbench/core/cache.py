@@ -45,10 +45,21 @@ class Cache(Protocol):
         """All keys and values of a layer, from its new ones."""
         ...
 
+    def cross(self, layer: int, keys: Keys, values: Tensor) -> None:
+        """Keeps what a decoder's layer made of the source, once for all passes."""
+        ...
+
+    def crossed(self, layer: int) -> tuple[Keys, Tensor]:
+        """What a decoder's layer made of the source in an earlier pass."""
+        ...
+
 
 @final
 class KeyValueCache(Cache):
-    """Keys and values of every layer for `capacity` columns; grows by the columns of each pass."""
+    """Keys and values of every layer for `capacity` columns; grows by the columns of each pass.
+
+    Those that a decoder makes of its source do not grow, and are kept as they come.
+    """
 
     def __init__(  # noqa: PLR0913 - the sizes of one tensor
         self,
@@ -65,6 +76,7 @@ class KeyValueCache(Cache):
         self._keys = torch.empty(shape, dtype=dtype, device=device).unbind()
         self._values = torch.empty(shape, dtype=dtype, device=device).unbind()
         self._real = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
+        self._crossed: dict[int, tuple[Keys, Tensor]] = {}
         self._length = 0
         self._padded = False
 
@@ -107,6 +119,14 @@ class KeyValueCache(Cache):
         all_values.narrow(2, start, new).copy_(values)
         return all_keys.narrow(2, 0, end), all_values.narrow(2, 0, end)
 
+    @override
+    def cross(self, layer: int, keys: Keys, values: Tensor) -> None:
+        self._crossed[layer] = keys, values
+
+    @override
+    def crossed(self, layer: int) -> tuple[Keys, Tensor]:
+        return self._crossed[layer]
+
     def filled(
         self, layer: int
     ) -> tuple[
@@ -125,6 +145,7 @@ class KeptKeys(Cache):
     def __init__(self, *, padded: bool) -> None:
         self._padded = padded
         self._kept: dict[int, tuple[Keys, Tensor]] = {}
+        self._crossed: dict[int, tuple[Keys, Tensor]] = {}
 
     @property
     @override
@@ -146,6 +167,14 @@ class KeptKeys(Cache):
     ) -> tuple[Keys, Tensor]:
         self._kept[layer] = keys, values
         return keys, values
+
+    @override
+    def cross(self, layer: int, keys: Keys, values: Tensor) -> None:
+        self._crossed[layer] = keys, values
+
+    @override
+    def crossed(self, layer: int) -> tuple[Keys, Tensor]:
+        return self._crossed[layer]
 
     def before(self, layer: int, column: int) -> tuple[Keys, Tensor]:
         """A layer's keys and values in the columns before `column`."""
@@ -188,3 +217,12 @@ class SuffixCache(Cache):
             torch.cat([old_keys.repeat(times), keys], 2),
             torch.cat([old_values.repeat(times), values], 2),
         )
+
+    @override
+    def cross(self, layer: int, keys: Keys, values: Tensor) -> None:
+        """Nothing: changed copies of a source are of one pass."""
+
+    @override
+    def crossed(self, layer: int) -> tuple[Keys, Tensor]:
+        keys, values = self._kept.crossed(layer)
+        return keys.repeat(self._copies, 1, 1, 1), values.repeat(self._copies, 1, 1, 1)

@@ -5,9 +5,9 @@ position of each token, so padding on either side changes no result by more than
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, final
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
 from jaxtyping import Int
@@ -17,14 +17,13 @@ from typing_extensions import override
 from workbench.core.asked import Answer, Asked, Types, answer_ids, asked_of
 from workbench.core.axes import Positions, Real, Tokens
 from workbench.core.errors import AlignmentError, OptionError, PromptError, ShapeError
-from workbench.core.options import index
+from workbench.core.prompts import Prompt, check_model, target_rows, token_rows
 from workbench.core.seen import Seen, seen_of
 from workbench.core.standing import Content, Keys, Place
 
 if TYPE_CHECKING:
     from workbench.core.protocols import Model
 
-Prompt = str | Sequence[str | int | Sequence[int]] | Int[Tensor, "..."]
 PaddingSide = Literal["left", "right"]
 
 
@@ -40,6 +39,9 @@ class Batch:
     and pads leave; its keys are all columns up to this pass's last; None: all of them. `keys` tells
     the columns of a cache, those of this pass included: the position of each, -1 for a pad; None
     where a row's stand without a gap.
+
+    Where there is an encoder, these are the tokens of the target, and `source` those it reads;
+    `encoded` says that an earlier pass read them, so that a stream has columns of the target only.
     """
 
     tokens: Tokens
@@ -51,6 +53,18 @@ class Batch:
     keys: Keys | None = None
     types: Int[Tensor, "batch pos"] | None = None
     asked: Int[Tensor, " batch"] | None = None
+    source: "Batch | None" = None
+    encoded: bool = False
+
+    @property
+    def width(self) -> int:
+        """The columns of a stream: those of the source, if it has any, before the tokens'."""
+        return self.ahead + self.tokens.shape[1]
+
+    @property
+    def ahead(self) -> int:
+        """The columns of the source at the beginning of a stream."""
+        return 0 if self.source is None or self.encoded else self.source.tokens.shape[1]
 
     @cached_property
     def positions(self) -> Positions:
@@ -122,7 +136,18 @@ class Batch:
         asked = self.asked  # of a row asked about before these columns, any: it cannot move
         if asked is not None:
             asked = torch.where(asked < 0, asked, (asked - first).clamp(min=0))
-        return Batch(tokens, real, done, self.prompt, said, seen, types=types, asked=asked)
+        return Batch(
+            tokens,
+            real,
+            done,
+            self.prompt,
+            said,
+            seen,
+            types=types,
+            asked=asked,
+            source=self.source,
+            encoded=self.encoded or first > 0,
+        )
 
     def _seen(self, first: int, last: int | None) -> Seen | None:
         if self.seen is None:
@@ -131,8 +156,10 @@ class Batch:
         return self.seen[:, :, first:last, : None if last is None else before + last]
 
     def since(self, column: int) -> "Batch":
-        """The pass over the columns from `column` on, those before it being done."""
-        return self.columns(column)
+        """The pass over the columns of a stream from `column` on, those before it being done."""
+        if not column or not self.ahead:
+            return self.columns(column)
+        return replace(self.columns(column - self.ahead), encoded=True)
 
     def repeat(self, times: int) -> "Batch":
         """The whole batch, `times` over: all its rows, then all of them again."""
@@ -142,12 +169,24 @@ class Batch:
         start, prompt, seen = self.start.repeat(times), self.prompt.repeat(times), self.seen
         if seen is not None and len(seen) > 1:
             seen = seen.repeat(times, 1, 1, 1)
+        source = None if self.source is None else self.source.repeat(times)
         types = None if self.types is None else self.types.repeat(times, 1)
         asked = None if self.asked is None else self.asked.repeat(times)
-        return Batch(tokens, real, start, prompt, said, seen, types=types, asked=asked)
+        return Batch(
+            tokens,
+            real,
+            start,
+            prompt,
+            said,
+            seen,
+            types=types,
+            asked=asked,
+            source=source,
+            encoded=self.encoded,
+        )
 
 
-def batch_of(
+def batch_of(  # noqa: PLR0913 - all that a batch is made of
     model: "Model",
     prompt: Prompt,
     *,
@@ -155,6 +194,7 @@ def batch_of(
     attention_mask: Tensor | None = None,
     token_types: Types = None,
     answer: Asked = None,
+    target: Prompt | None = None,
 ) -> Batch:
     """Tokens of one prompt or several, padded on one side, checked against the model.
 
@@ -162,20 +202,46 @@ def batch_of(
     that metrics read, one or one for each row, negative ones from a row's end. Left out, a masked
     language model is asked about the one masked token, a classifier of texts about the first.
 
+    A model with an encoder reads the prompts there; its decoder has been given `target`, one for
+    all prompts or one for each: texts, which begin with the model's start token, or token ids as
+    they are; None: the start token alone.
+
     With `attention_mask`, of zeros and ones in the shape of the ids (batch pos), the tokens at
     zeros are pads wherever they stand: nobody sees them, and they take no position. One by query
     and key (batch|1 head|1 query key) makes no pads (see `workbench.core.seen`).
 
     Raises:
         PromptError: If a prompt is empty, beyond the context, or has ids outside the vocabulary.
-        OptionError: If `padding_side` is neither "left" nor "right", or the mask is no mask.
+        OptionError: If `padding_side` is neither "left" nor "right", or the mask is no mask, or
+            there is a target and no decoder for it.
         ShapeError: If the mask does not fit the ids.
+        AlignmentError: If there are neither one nor as many targets as prompts.
     """
     if padding_side not in ("left", "right"):
         raise OptionError("padding_side", "'left' or 'right'", padding_side)
-    rows = token_rows(model, prompt)
+    check_model(model)
+    if model.sizes.n_encoder_layers:
+        if attention_mask is not None and attention_mask.ndim == 4:
+            raise OptionError("attention_mask", "by token (batch pos), of the source", "4 axes")
+        if token_types is not None:
+            raise OptionError("token_types", "left out: this model knows none", token_types)
+        source = _padded(model, token_rows(model, prompt), padding_side, attention_mask)
+        given = _padded(model, target_rows(model, target, len(source.tokens)), padding_side, None)
+        return replace(asked_of(model, given, None, answer), source=source)
+    if target is not None:
+        raise OptionError("target", f"left out: {model.name} has no encoder", target)
+    batch = _padded(model, token_rows(model, prompt), padding_side, attention_mask)
+    return asked_of(model, batch, token_types, answer)
+
+
+def _padded(
+    model: "Model",
+    rows: list[tuple[int, ...]],
+    padding_side: PaddingSide,
+    attention_mask: Tensor | None,
+) -> Batch:
     if attention_mask is not None and attention_mask.ndim != 4:
-        return asked_of(model, _masked(model, rows, attention_mask), token_types, answer)
+        return _masked(model, rows, attention_mask)
     longest = max(map(len, rows))
     pads = [longest - len(row) for row in rows]
     filled = [
@@ -192,8 +258,7 @@ def batch_of(
         mask = attention_mask.to(model.device)
         seen = seen_of(mask, len(rows), model.sizes.n_heads, longest)
     start = torch.zeros_like(lengths)
-    batch = Batch(tokens, real if any(pads) else None, start, lengths, seen=seen)
-    return asked_of(model, batch, token_types, answer)
+    return Batch(tokens, real if any(pads) else None, start, lengths, seen=seen)
 
 
 def _masked(model: "Model", rows: list[tuple[int, ...]], mask: Tensor) -> Batch:
@@ -210,107 +275,6 @@ def _masked(model: "Model", rows: list[tuple[int, ...]], mask: Tensor) -> Batch:
         raise PromptError(f"attention_mask hides every token of the rows {empty}.")
     tokens, prompt = torch.tensor(rows, device=model.device), real.sum(1)
     return Batch(tokens, None if bool(real.all()) else real, torch.zeros_like(prompt), prompt)
-
-
-def token_rows(model: "Model", prompt: Prompt) -> list[tuple[int, ...]]:
-    """The ids of each prompt, unpadded.
-
-    Raises:
-        PromptError: If a prompt is empty, beyond the context, or has ids outside the vocabulary.
-    """
-    check_model(model)
-    rows = [_checked(model, i, ids) for i, ids in enumerate(_ids(model, prompt))]
-    if not rows:
-        raise PromptError("There is no prompt; pass a text, or a list of at least one.")
-    return rows
-
-
-def check_model(model: "Model") -> None:
-    """Refuses what is no model, where the first forward would fail on it.
-
-    Raises:
-        OptionError: If it is a name, say, or a model of another library.
-    """
-    try:
-        _ = model.sizes, model.tokenizer
-    except AttributeError:
-        made = "a Model, which wb.load makes of a name, a folder or a Hugging Face model"
-        raise OptionError("model", f"{made}{_inner(model)}", model) from None
-
-
-def _inner(given: Any) -> str:
-    """A hint, where what was given instead of a model holds one, as a folded view does."""
-    try:
-        _ = given.model.sizes, given.model.tokenizer
-    except AttributeError:
-        return ""
-    return ": pass its .model"
-
-
-def texts_of(prompt: str | Sequence[str]) -> tuple[str, ...]:
-    """One text or several, as a tuple."""
-    return (prompt,) if isinstance(prompt, str) else tuple(prompt)
-
-
-def _ids(model: "Model", prompt: Prompt) -> list[tuple[int, ...]]:
-    match prompt:
-        case str():
-            return [_encode(model, prompt)]
-        case Tensor():
-            if prompt.ndim not in (1, 2) or not _are_integers(prompt):
-                raise PromptError(
-                    f"Token ids must be integers (batch pos) or (pos), got {tuple(prompt.shape)} "
-                    f"{prompt.dtype}."
-                )
-            return [tuple(map(int, row)) for row in torch.atleast_2d(prompt).tolist()]
-        case [SupportsIndex(), *_]:
-            return [_as_ids(prompt)]
-        case [*parts]:
-            return [_encode(model, one) if isinstance(one, str) else _as_ids(one) for one in parts]
-        case _:
-            return [_as_ids(prompt)]  # which says what a prompt is
-
-
-def _as_ids(row: object) -> tuple[int, ...]:
-    match row:
-        case Tensor() if row.ndim == 1 and _are_integers(row):
-            return tuple(map(int, row.tolist()))
-        case [*parts]:
-            return tuple(_as_id(part) for part in parts)
-        case _:
-            raise PromptError(f"A prompt is a text or token ids, got {type(row).__name__}.")
-
-
-def _as_id(part: object) -> int:
-    try:
-        return index("a token id", part)
-    except OptionError as error:
-        raise PromptError(f"A prompt is a text or token ids: {error}") from None
-
-
-def _are_integers(ids: Tensor) -> bool:
-    return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
-
-
-def _encode(model: "Model", text: str) -> tuple[int, ...]:
-    if model.tokenizer is None:
-        raise PromptError(f"{model.name} has no tokenizer: pass token ids, or load it with one.")
-    return model.tokenizer.encode(text)
-
-
-def _checked(model: "Model", index: int, ids: tuple[int, ...]) -> tuple[int, ...]:
-    sizes = model.sizes
-    if not ids:
-        raise PromptError(f"Prompt {index} is empty; it needs at least one token.")
-    if len(ids) > sizes.n_ctx:
-        raise PromptError(
-            f"Prompt {index} has {len(ids)} tokens; {model.name} reads at most {sizes.n_ctx}. "
-            f"Shorten it by {len(ids) - sizes.n_ctx}."
-        )
-    strange = [i for i in ids if not 0 <= i < sizes.d_vocab]
-    if strange:
-        raise PromptError(f"Prompt {index} has ids outside 0…{sizes.d_vocab - 1}: {strange[:5]}.")
-    return ids
 
 
 @final

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 from typing_extensions import override
 
-from workbench.core.axes import GROUPED, HEAD_INPUTS
+from workbench.core.axes import GROUPED, HEAD_INPUTS, SQUARES
 from workbench.core.buckets import Part, buckets_of
 from workbench.core.data import Batch, PaddingSide, Prompt
 from workbench.core.errors import MemoryLimitError
@@ -24,10 +24,9 @@ from workbench.core.plan import Interventions, as_plan
 from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
 from workbench.core.request import Columns, Request, Start, as_batch, late_sites, request_of
-from workbench.core.sites import Selector, Site
+from workbench.core.sites import Selector, Site, Sites
 
 UNASKED = 2**26  # bytes below which a run is let through: asking the system takes longer
-SQUARES = {"attn.hook_attn_scores", "attn.hook_pattern"}
 OPEN_SQUARES = 3  # of scores, masked scores, pattern and masked pattern, at once
 
 
@@ -75,6 +74,7 @@ def estimate(  # noqa: PLR0913 - the arguments of a run
     logits: bool = True,
     padding_side: PaddingSide = "right",
     attention_mask: Tensor | None = None,
+    target: Prompt | None = None,
     max_tokens: int | None = None,
     start: Start = None,
     spilled: bool = False,
@@ -89,7 +89,7 @@ def estimate(  # noqa: PLR0913 - the arguments of a run
         OptionError: If an argument is outside what it may be.
         EmptySelectionError: If nothing is asked for.
     """
-    batch = as_batch(model, prompt, padding_side, attention_mask)
+    batch = as_batch(model, prompt, padding_side, attention_mask, target)
     asked = request_of(
         model,
         batch,
@@ -181,7 +181,7 @@ class _Widths:
 
     def __init__(self, asked: Request) -> None:
         self.asked, self.sizes = asked, asked.model.sizes
-        self.rows, self.columns = asked.batch.tokens.shape
+        self.rows, self.columns = len(asked.batch.tokens), asked.batch.width
         self.item = asked.model.dtype.itemsize
         self.tokens = self.rows * self.columns
         self.stream = self.tokens * self.sizes.d_model * self.item
@@ -222,7 +222,8 @@ class _Widths:
     def logits(self) -> int:
         """The logits asked for; those of every column where a site beside them is."""
         asked = self.asked
-        columns = self.columns if asked.columns is None else asked.columns.shape[1]
+        every = asked.batch.tokens.shape[1]
+        columns = every if asked.columns is None else asked.columns.shape[1]
         words = self.sizes.d_vocab if asked.vocabulary is None else len(asked.vocabulary)
         return self.rows * columns * words * self.item
 
@@ -241,7 +242,7 @@ class _Widths:
         seen = self.asked.batch.seen
         if seen is not None:  # once as truth values, once as what is added to the scores
             attention += seen.numel() * (1 + self.item)
-        block = [site for site in self.asked.model.sites if site.layer == 0]
+        block = first_block(self.asked.model)
         held = 1 + sum("d_mlp" in site.axes for site in block)  # and one that is made of them
         neurons = held * self.tokens * self.sizes.d_mlp * self.item
         return 5 * self.stream + max(attention, neurons)
@@ -270,6 +271,12 @@ def site_bytes(site: Site, model: Model, rows: int, columns: int) -> int:
         "d_vocab": sizes.d_vocab,
     }
     return math.prod(by_axis.get(axis, 1) for axis in site.axes) * item
+
+
+def first_block(model: Model) -> Sites:
+    """The sites of the first block: of an encoder, where there are two."""
+    stack = next((site.stack for site in model.sites if site.layer is not None), "")
+    return tuple(site for site in model.sites if site.layer == 0 and site.stack == stack)
 
 
 def _shared(site: Site, recorded: frozenset[Site]) -> bool:

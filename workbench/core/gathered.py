@@ -12,6 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from workbench.core.axes import SCORES
 from workbench.core.buckets import Bucket
 from workbench.core.data import Batch
 from workbench.core.modes import outside_inference
@@ -19,7 +20,6 @@ from workbench.core.replay import Left
 from workbench.core.sites import Site, Sites
 
 LOGITS = ("batch", "pos", "d_vocab")
-SCORES = "attn.hook_attn_scores"
 
 
 @final
@@ -50,7 +50,7 @@ def together(
         {"batch": rows, "pos": width, "query": width, "key": width}.get(axis, size)
         for axis, size in zip(site.axes, like.shape, strict=True)
     ]
-    whole = like.new_full(sizes, float("-inf") if site.short == SCORES else 0.0)
+    whole = like.new_full(sizes, float("-inf") if site.short in SCORES else 0.0)
     for bucket, value in zip(buckets, values, strict=True):
         put(whole, value, bucket, site.axes)
     return whole

@@ -148,6 +148,7 @@ def generate(
     model: Model,
     prompt: Prompt,
     *,
+    target: Prompt | None = ...,
     plan: Interventions = ...,
     plans: Iterable[Interventions] | None = ...,
     max_new_tokens: Limit = ...,
@@ -172,6 +173,7 @@ def generate(
     model: Model,
     prompt: Prompt,
     *,
+    target: Prompt | None = ...,
     plan: Interventions = ...,
     plans: Iterable[Interventions] | None = ...,
     max_new_tokens: Limit = ...,
@@ -196,6 +198,7 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
     model: Model,
     prompt: Prompt,
     *,
+    target: Prompt | None = None,
     plan: Interventions = (),
     plans: Iterable[Interventions] | None = None,
     max_new_tokens: Limit = 40,
@@ -221,7 +224,8 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
     of `stop_token_ids`, at a `stop` string (all left out of the text), after `max_new_tokens`, or
     when the context is full. With `stream=True` gives `Piece`s as they come,
     and the `Generation` when they are over (see `Stream`). `record` keeps the activations that
-    made the text. `plan` acts before `plans`.
+    made the text. `plan` acts before `plans`. A model with an encoder reads the prompts there, and
+    once; what it continues, and what is then called a prompt, is `target` (see `batch_of`).
 
     Costs one forward over the prompts and one decode step per token (with `record` one more);
     without the cache, a full forward per token. A beginning that all prompts share is run once for
@@ -237,7 +241,7 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         MemoryLimitError: If it would not fit; says what would take less.
     """
     flag("stream", stream)
-    batch = batch_of(model, prompt, padding_side="left")
+    batch = batch_of(model, prompt, padding_side="left", target=target)
     rows = len(batch.tokens)
     settings = settings_of(
         model,
@@ -264,7 +268,7 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         room,
         Manner(cached, chunk, flag("share_prefix", share_prefix)),
         checks=() if check is None else (Checked(check),),
-        capture=Capture(sites, rows),
+        capture=Capture(sites, rows, model),
     )
     said = Rows(model.tokenizer, settings)
     pieces = Stream(_pieces(writer, said, settings, draws, batch))

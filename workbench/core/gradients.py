@@ -59,7 +59,7 @@ class Tangents:
 
 
 @outside_inference
-def gradients(
+def gradients(  # noqa: PLR0913 - what is differentiated, and of which run
     model: Model,
     prompt: Prompt | Batch,
     sites: Selector,
@@ -67,14 +67,15 @@ def gradients(
     *,
     plan: Interventions = (),
     attention_mask: Tensor | None = None,
+    target: Prompt | None = None,
 ) -> dict[Site, Tensor]:
     """The gradient of the metric, summed over the batch, at each of `sites`.
 
     In the metric's unit per unit of activation, taken after the plan's changes at the site, and
     through everything that reads it. Rows do not mix, so each row holds the gradient of its own
     example. Costs one forward and one backward, by `autograd.grad`: `backward` would add up all
-    threads' gradients in shared parameters. `attention_mask` is that of `run`: what it hides has a
-    gradient of 0.
+    threads' gradients in shared parameters. `attention_mask` and `target` are those of `run`: what
+    a mask hides has a gradient of 0.
 
     Raises:
         UnknownNameError: If the model lacks one of `sites`.
@@ -83,7 +84,7 @@ def gradients(
         NonFiniteError: If the metric or a gradient is not finite.
         MemoryLimitError: If the graph would not fit; says what would take less.
     """
-    batch = as_batch(model, prompt, "right", attention_mask)
+    batch = as_batch(model, prompt, "right", attention_mask, target)
     wanted, reader = select(sites, model.sites), read_by(metric, model, len(batch.tokens))
     with with_graph():
         graph = _graph(model, batch, plan, wanted, _Ends(reader=reader))
@@ -103,6 +104,7 @@ def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
     logits: Tensor | None = None,
     plan: Interventions = (),
     attention_mask: Tensor | None = None,
+    target: Prompt | None = None,
     batched: bool = False,
 ) -> dict[Site, Tensor]:
     """Vector-Jacobian products: cotangents at later sites, pulled back to `sites`.
@@ -110,7 +112,7 @@ def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
     What comes back is the gradient, at each of `sites`, of Σ cotangent · activation over all that
     is given: `cotangents` by site, `logits` for all logits. With `batched` each has an axis of
     many cotangents before its own, and so has every result. Costs one forward as far as the last
-    cotangent, and one backward per cotangent. `attention_mask` is that of `run`.
+    cotangent, and one backward per cotangent. `attention_mask` and `target` are those of `run`.
 
     Raises:
         UnknownNameError: If the model lacks one of the sites.
@@ -120,7 +122,7 @@ def vjp(  # noqa: PLR0913 - where cotangents go in, and where they come out
         NonFiniteError: If a cotangent or a result is not finite.
         MemoryLimitError: If the graph would not fit; says what would take less.
     """
-    batch = as_batch(model, prompt, "right", attention_mask)
+    batch = as_batch(model, prompt, "right", attention_mask, target)
     many, wanted = flag("batched", batched), select(sites, model.sites)
     given = vectors_of("cotangents", cotangents or {}, model)
     at = tuple(site for site in model.sites if site in given)
@@ -150,6 +152,7 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
     metric: AnyMetric | None = None,
     plan: Interventions = (),
     attention_mask: Tensor | None = None,
+    target: Prompt | None = None,
     batched: bool = False,
 ) -> Tangents:
     """Jacobian-vector products: how the run changes when tangents are added at sites.
@@ -160,7 +163,7 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
     before its own, and so has every result. Attention runs on the plain kernel: the fused one has
     no second derivative. Costs one forward, one backward and, for each direction, one more of
     both; a metric alone costs one forward and one backward for all directions together.
-    `attention_mask` is that of `run`.
+    `attention_mask` and `target` are those of `run`.
 
     Raises:
         UnknownNameError: If the model lacks one of the sites.
@@ -170,7 +173,7 @@ def jvp(  # noqa: PLR0913 - where tangents go in, and all the places where they 
         NonFiniteError: If a tangent or a result is not finite.
         MemoryLimitError: If the graph would not fit; says what would take less.
     """
-    batch = as_batch(model, prompt, "right", attention_mask)
+    batch = as_batch(model, prompt, "right", attention_mask, target)
     many, given = flag("batched", batched), vectors_of("tangents", tangents, model)
     reader = None if metric is None else read_by(metric, model, len(batch.tokens))
     nothing = isinstance(record, Sequence) and not len(record)
@@ -239,7 +242,7 @@ def _graph(  # noqa: PLR0913 - what is differentiated, and how often
     check_need(need, model)
     ledger, leaves, recorder = Ledger(program.plan), Leaves(inputs), Recorder(ends.sites)
     plain = (Unfused(),) if twice else ()
-    tap = chain(program.tap(batch.place, ledger), leaves, recorder, *plain)
+    tap = chain(program.tap(batch, ledger), leaves, recorder, *plain)
     last = _last(model, ends)
     resid = model.layers(model.embed(batch, tap), batch, tap, last=last)
     logits, values = (None, resid[:0, 0, 0]) if last else _read(model, batch, resid, tap, ends)

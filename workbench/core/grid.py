@@ -21,6 +21,7 @@ from workbench.core.operators import set as set_to
 from workbench.core.options import expect, indices, iterated, number, texts
 from workbench.core.protocols import Model
 from workbench.core.result import Axis
+from workbench.core.sides import Side, on_side, side_of
 from workbench.core.sites import Selector, Site, Sites, select
 
 Entries = Mapping[str, tuple[int, ...]]
@@ -128,7 +129,9 @@ def spread(grid: Grid, model: Model, base: Batch, given: Given, parted: int | No
     entries: dict[str, tuple[Any, ...]] = {
         name: _entries(grid, name, sites, model, base) for name in grid.over
     }
-    axes = tuple(_axis(name, part, model, base) for name, part in entries.items())
+    axes = tuple(
+        _axis(name, part, model, _read(name, sites, model, base)) for name, part in entries.items()
+    )
     operators = {site: grid.operator or set_to(given[site]) for site in sites}
     known = parted if grid.operator is None else None
     cells = tuple(
@@ -149,6 +152,9 @@ def parting(base: Batch, source: Batch, model: Model) -> int:
             f"source has {len(source.lengths)} prompts of {source.lengths.tolist()} tokens, the "
             f"base {len(base.lengths)} of {base.lengths.tolist()}; they must match one by one."
         )
+    if base.source is not None and source.source is not None:
+        parting(base.source, source.source, model)
+        return 0  # a memory may differ everywhere
     from_start = all(bool((one.last + 1 == one.lengths).all()) for one in (base, source))
     masked = base.seen is not None or source.seen is not None  # perhaps each in its own way
     if not model.causal or not from_start or masked:
@@ -202,8 +208,17 @@ def _entries(
     return chosen
 
 
+def _read(name: str, sites: Sites, model: Model, base: Batch) -> Batch:
+    """The tokens that a position or key of these sites is one of."""
+    sides = {side_of(site, model) for site in sites}
+    keys = name == "key" and Side.ACROSS in sides
+    return on_side(base, Side.SOURCE if keys or Side.SOURCE in sides else Side.TARGET)
+
+
 def _size(name: str, site: Site, model: Model, base: Batch) -> int:
-    rows, width = base.tokens.shape
+    side = side_of(site, model)
+    across = name == "key" and side is Side.ACROSS
+    rows, width = on_side(base, Side.SOURCE if across else side).tokens.shape
     if name == "head":
         grouped = site.short in GROUPED
         return model.sizes.n_key_value_heads if grouped else model.sizes.n_heads
@@ -242,7 +257,12 @@ def _cell(
     site: Site = place.get("site", place.get("layer", sites[0]))
     at = {name: _at(grid, place, name) for name in ("row", *_ON_SITES)}
     positions = at["pos"]
-    hidden = model.causal and None not in (at["key"], positions) and _later(at["key"], positions)
+    hidden = (
+        model.causal
+        and side_of(site, model) is Side.TARGET
+        and None not in (at["key"], positions)
+        and _later(at["key"], positions)
+    )
     same = parted is not None and positions is not None and max(positions) < parted
     idle = hidden or same
     return Intervention(

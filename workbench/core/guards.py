@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import final
 
 from workbench.core import estimate
-from workbench.core.axes import HEAD_INPUTS
+from workbench.core.axes import HEAD_INPUTS, SQUARES
 from workbench.core.data import Batch
 from workbench.core.errors import MemoryLimitError
-from workbench.core.estimate import SQUARES, megabytes, site_bytes
+from workbench.core.estimate import first_block, megabytes, site_bytes
 from workbench.core.program import Program, block_of
 from workbench.core.protocols import Model
 from workbench.core.replay import block_ends
@@ -71,7 +71,7 @@ class _Block:
         self.neurons = tokens * sizes.d_mlp
         self.keys = 2 * tokens * sizes.n_key_value_heads * sizes.d_head
         self.square = rows * sizes.n_heads * columns**2 * max(item, 4)
-        block = [site for site in model.sites if site.layer == 0]
+        block = first_block(model)
         self.widths = sum("d_mlp" in site.axes for site in block)  # 3 where a gate multiplies
 
     @property
@@ -114,7 +114,7 @@ def gradients_need(  # noqa: PLR0913 - all that a graph is made of
     `directions` are the cotangents or tangents at a time, `twice` says that what is pulled back is
     differentiated again.
     """
-    rows, columns = batch.tokens.shape
+    rows, columns = len(batch.tokens), batch.width
     block = _Block(model, rows, columns)
     order = {site: place for place, site in enumerate(model.sites)}
     early = min(inputs, key=order.__getitem__)
@@ -122,11 +122,14 @@ def gradients_need(  # noqa: PLR0913 - all that a graph is made of
     first += early in block_ends(model.sites)  # nothing of its own block comes after
     layers = range(max(first, 0), model.sizes.n_layers if last is None else last)
     seen = {*inputs, *outputs, *program.by_site}
-    opened = {site.layer for site in seen if site.short in SQUARES and site.layer in layers}
+    within = {site: block_of(site, model) for site in seen if site.layer is not None}
+    opened = {at for site, at in within.items() if site.short in SQUARES and at in layers}
     wide = {site for site in seen if site.short in (*HEAD_INPUTS, "attn.hook_result")}
     graph = len(layers) * (block.graph_twice if twice else block.graph)
     graph += 0 if twice else len(opened) * KEPT_SQUARES * block.square
-    graph += sum(site_bytes(site, model, rows, columns) for site in wide if site.layer in layers)
+    graph += sum(
+        site_bytes(site, model, rows, columns) for site in wide if within.get(site) in layers
+    )
     squares = PUSHED_SQUARES if twice else bool(opened)
     logits = rows * columns * words * model.dtype.itemsize
     results = _bytes(inputs, model, batch) + (_bytes(outputs, model, batch) if twice else 0)
@@ -151,7 +154,7 @@ def sweep_need(
     model: Model, batch: Batch, cells: Sequence[Cell], groups: Sequence[Sequence[Cell]]
 ) -> Need:
     """What a sweep takes: the base run with its keys and streams, and the widest of its batches."""
-    rows, columns = batch.tokens.shape
+    rows, columns = len(batch.tokens), batch.width
     block, starts = _Block(model, rows, columns), {max(cell.layer, 0) for cell in cells}
     opened = _opens({name for cell in cells for one in cell.plan for name in one.sites}, model)
     widest = max((_wave(model, batch, wave, opened=opened) for wave in groups), default=0)
@@ -182,7 +185,7 @@ def generation_need(  # noqa: PLR0913 - what decides a generation's size
     chunk: int | None,
 ) -> Need:
     """What a generation takes: its cache, its widest pass, logits, and what it records."""
-    rows, width = batch.tokens.shape
+    rows, width = len(batch.tokens), batch.width
     whole = width + room
     columns = min(chunk or width, width) if cached else whole
     every = _Block(model, rows, whole)
@@ -217,7 +220,7 @@ def _opens(names: Iterable[str], model: Model) -> bool:
 
 def _wave(model: Model, batch: Batch, wave: Sequence[Cell], *, opened: bool) -> int:
     """The most that a batch of cells holds: a block, and the keys its rows look back at."""
-    rows, width = batch.tokens.shape
+    rows, width = len(batch.tokens), batch.width
     rows *= len(wave)
     columns = width - min(cell.column or 0 for cell in wave)
     whole = _Block(model, rows, width)
@@ -226,7 +229,7 @@ def _wave(model: Model, batch: Batch, wave: Sequence[Cell], *, opened: bool) -> 
 
 
 def _bytes(sites: Sites, model: Model, batch: Batch) -> int:
-    rows, columns = batch.tokens.shape
+    rows, columns = len(batch.tokens), batch.width
     return sum(site_bytes(site, model, rows, columns) for site in sites)
 
 

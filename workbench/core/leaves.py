@@ -50,4 +50,4 @@ class Unfused(Tap):
 
     @override
     def wants(self, site: Site) -> bool:
-        return site.short == "attn.hook_pattern"
+        return site.short in ("attn.hook_pattern", "cross_attn.hook_pattern")

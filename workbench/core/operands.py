@@ -100,6 +100,9 @@ def _read_positions(operand: Tensor, axis: int, site: Site, place: Place) -> Ten
 
 def keys_are_columns(place: Place, n_keys: int) -> bool:
     """Whether key column i is position i in every row."""
+    if place.keys is not None:  # which say it themselves
+        columns = torch.arange(n_keys, device=place.keys.device)
+        return bool(((place.keys == columns) | (place.keys < 0)).all())
     queries = place.positions.shape[1]
     columns = torch.arange(n_keys - queries, n_keys, device=place.positions.device)
     same = place.positions == columns

@@ -4,16 +4,15 @@ Notable: a `Program` is frozen and may be shared; the tap it gives for a pass an
 writes to belong to one run. A row, position, head or neuron that is not selected keeps its bytes.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from workbench.core.axes import GROUPED, HEAD_INPUTS, READ_NORM
+from workbench.core.axes import DECODER
 from workbench.core.banks import Bank, Constant, Part, Selected, constant_of, parts_of
 from workbench.core.data import Batch
 from workbench.core.errors import EmptySelectionError, NeverActedError, OptionError
@@ -23,10 +22,11 @@ from workbench.core.interventions import Intervention
 from workbench.core.ledger import Ledger, Receipt
 from workbench.core.masks import key_mask, mask_of, scheduled
 from workbench.core.operands import check_like
-from workbench.core.operators import Function
 from workbench.core.phrases import bound
 from workbench.core.plan import Plan
+from workbench.core.plan_checks import check_heads, check_readers
 from workbench.core.protocols import Model
+from workbench.core.sides import Side, on_side, place_on, side_of
 from workbench.core.sites import Site, select
 from workbench.core.standing import Place, Scope, Selection
 from workbench.core.tap import UNTAPPED, Tap, chain
@@ -43,6 +43,7 @@ class Program:
     constant: Constant  # where nothing is done but one addition of one vector
     scopes: tuple[Scope, ...]  # of each intervention, as this model reads them
     reads: Mapping[Site, tuple[int, ...]]  # the interventions whose gates read at a site
+    sides: Mapping[Side, "Program"]  # where there is an encoder: the part that acts on each side
 
     def first_block(self, model: Model) -> int:
         """The first block the plan changes: -1 for the embedding, `n_layers` after the blocks."""
@@ -54,11 +55,14 @@ class Program:
         last = next((site for site in reversed(model.sites) if site in self.by_site), None)
         return -1 if last is None else block_of(last, model)
 
-    def tap(self, place: Place, ledger: Ledger) -> Tap:
+    def tap(self, batch: Batch, ledger: Ledger) -> Tap:
         """The tap that carries the plan out in one pass."""
         if not self.by_site:
             return UNTAPPED
-        acting = PlanTap(self, place, ledger)
+        if self.sides:
+            acting: Tap = SidesTap(self.sides, batch, ledger)
+        else:
+            acting = PlanTap(self, batch.place, ledger)
         return (
             chain(acting, GateTap(self.plan, self.reads, ledger.verdicts)) if self.reads else acting
         )
@@ -80,14 +84,13 @@ class Program:
             EmptySelectionError: If one names positions that no row has.
         """
         receipts = ledger.receipts()
-        prompts = batch.prompt.tolist()
-        reached = batch.ends.tolist() if lengths is None else lengths
         for i, (one, receipt) in enumerate(zip(self.plan, receipts, strict=True)):
             if one.optional:
                 continue
+            prompts, reached, keys = self._reach(i, batch, lengths)
             missed = (
                 *one.positions.missed(prompts, reached),
-                *(key for key in one.keys or () if key >= max(reached)),
+                *(key for key in one.keys or () if key >= max(keys)),
             )
             if missed:
                 raise EmptySelectionError(
@@ -100,6 +103,31 @@ class Program:
                     f"plan[{i}], {one}, never acted: {why}. Mark it optional if that is meant."
                 )
         return receipts
+
+    def sides_of(self, index: int) -> frozenset[Side]:
+        """The sides on which an intervention acts: the target, where there is no other."""
+        return frozenset(
+            side
+            for side, part in self.sides.items()
+            if any(index in indices for indices in part.by_site.values())
+        ) or frozenset({Side.TARGET})
+
+    def _reach(
+        self, index: int, batch: Batch, lengths: Sequence[int] | None
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Content tokens of the prompts, of the finished texts, and of what these look at.
+
+        Of all rows, and of both sides where an intervention acts on both.
+        """
+        sides = self.sides_of(index)
+        prompts: list[int] = []
+        reached: list[int] = []
+        for side in sides:
+            own = on_side(batch, side)
+            prompts += own.prompt.tolist()
+            reached += own.ends.tolist() if lengths is None or own is not batch else lengths
+        source = batch.source if Side.ACROSS in sides else None
+        return prompts, reached, reached if source is None else source.ends.tolist()
 
 
 def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
@@ -123,84 +151,76 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
             continue
         for site in sites:
             by_site.setdefault(site, []).append(index)
-    _check_readers(plan, by_site)
+    check_readers(plan, by_site)
     parts = {site: parts_of(plan, at, site, model, batch) for site, at in by_site.items()}
-    return Program(
+    whole = Program(
         plan,
         {site: tuple(indices) for site, indices in by_site.items()},
         parts,
         constant_of(parts, model.dtype),
         tuple(bound(one.positions, model.tokenizer) for one in plan),
         readings(plan, by_site, model),
+        {},
     )
+    return replace(whole, sides=_sides(whole, model)) if model.sizes.n_encoder_layers else whole
 
 
-def _check_readers(plan: Plan, by_site: Mapping[Site, Sequence[int]]) -> None:
-    """Refuses a plan whose meaning is a guess; a bare function may only look, and is let through.
+def _sides(whole: Program, model: Model) -> Mapping[Side, Program]:
+    """The parts of a plan that act on each side of an encoder–decoder model.
 
     Raises:
-        OptionError: If it changes both a head's input and the norm that reads it.
+        OptionError: If a gate reads on another side than it lets through, where tokens differ.
     """
-    inputs: dict[int | None, list[tuple[Site, int]]] = {}
-    norms: dict[int | None, list[tuple[Site, int]]] = {}
-    for site, indices in by_site.items():
-        kind = inputs if site.short in HEAD_INPUTS else norms if site.short in READ_NORM else None
-        if kind is not None:
-            edits = [i for i in indices if not isinstance(plan[i].operator, Function)]
-            kind.setdefault(site.layer, []).extend((site, index) for index in edits)
-    for layer, edits in inputs.items():
-        for (site, index), (norm, other) in itertools.product(edits, norms.get(layer, ())):
-            if _share_rows(plan[index], plan[other]):
-                which = f"plan[{other}] changes {norm}, which reads it"
-                raise OptionError(f"plan[{index}] at {site}", f"left out: {which}", plan[index])
-
-
-def _share_rows(one: Intervention, other: Intervention) -> bool:
-    return one.rows is None or other.rows is None or bool(set(one.rows) & set(other.rows))
+    for read, indices in whole.reads.items():
+        for index in indices:
+            acting = [site for site, some in whole.by_site.items() if index in some]
+            if other := [s for s in acting if side_of(s, model) is not side_of(read, model)]:
+                raise OptionError(f"plan[{index}].gate", f"read on the side of {other[0]}", read)
+    found: dict[Side, Program] = {}
+    for side in Side:
+        by_site = {s: at for s, at in whole.by_site.items() if side_of(s, model) is side}
+        if by_site:
+            parts = {site: whole.parts[site] for site in by_site}
+            constant = constant_of(parts, model.dtype)
+            found[side] = replace(whole, by_site=by_site, parts=parts, constant=constant)
+    return found
 
 
 def block_of(site: Site, model: Model) -> int:
-    """The block a site is in: -1 before all of them, `n_layers` after them."""
+    """The block a site is in: -1 before all of them, `n_layers` after them.
+
+    A decoder's blocks are counted on from its encoder's, the last of which has all that follows it.
+    """
     if site.layer is not None:
-        return site.layer
-    block = next(site for site in model.sites if site.layer is not None)
-    return -1 if model.sites.index(site) < model.sites.index(block) else model.sizes.n_layers
+        return site.layer + (model.sizes.n_encoder_layers if site.stack == DECODER else 0)
+    place = model.sites.index(site)
+    before = [one for one in model.sites[:place] if one.layer is not None]
+    if not before:
+        return -1
+    ended = all(one.layer is None for one in model.sites[place:])
+    return model.sizes.n_layers if ended else block_of(before[-1], model)
 
 
-def check_heads(one: Intervention, site: Site, model: Model) -> None:
-    """Refuses heads a site does not have, before anything runs, whatever the strength.
+@final
+class SidesTap(Tap):
+    """Carries a program out on an encoder–decoder model: at each site among the tokens it has."""
 
-    Raises:
-        OptionError: If the site has no heads, or not so many.
-    """
-    if one.neurons is not None:
-        check_neurons(one.neurons, site, model)
-    if one.keys is not None and site.axes[-1] != "key":
-        raise OptionError(
-            f"keys at {site}", f"left out: its axes are {' '.join(site.axes)}", one.keys
-        )
-    if one.heads is None:
-        return
-    if "head" not in site.axes:
-        axes = " ".join(site.axes)
-        raise OptionError(f"heads at {site}", f"left out: its axes are {axes}", one.heads)
-    n_heads = model.sizes.n_key_value_heads if site.short in GROUPED else model.sizes.n_heads
-    if max(one.heads) >= n_heads:
-        raise OptionError(f"heads at {site}", f"below {n_heads}", one.heads)
+    def __init__(self, sides: Mapping[Side, Program], batch: Batch, ledger: Ledger) -> None:
+        self._taps: dict[Site, PlanTap] = {}
+        for side, program in sides.items():
+            if side is Side.SOURCE and batch.encoded:  # no such site will be passed
+                continue
+            tap = PlanTap(program, place_on(batch, side), ledger)
+            self._taps.update(dict.fromkeys(program.by_site, tap))
 
+    @override
+    def wants(self, site: Site) -> bool:
+        return site in self._taps
 
-def check_neurons(neurons: tuple[int, ...], site: Site, model: Model) -> None:
-    """Refuses neurons a site does not have.
-
-    Raises:
-        OptionError: If its last axis is no width, or not so wide.
-    """
-    width = vars(model.sizes).get(site.axes[-1])
-    if width is None:
-        axes = " ".join(site.axes)
-        raise OptionError(f"neurons at {site}", f"left out: its axes are {axes}", neurons)
-    if max(neurons) >= width:
-        raise OptionError(f"neurons at {site}", f"below {width}", neurons)
+    @override
+    def __call__(self, site: Site, value: Tensor) -> Tensor:
+        tap = self._taps.get(site)
+        return value if tap is None else tap(site, value)
 
 
 @final

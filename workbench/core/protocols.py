@@ -37,7 +37,11 @@ NEXT_TOKEN = Output()
 
 @dataclass(frozen=True)
 class Sizes:
-    """The counts and widths of a model, and what its logits are."""
+    """The counts and widths of a model, and what its logits are.
+
+    Of `n_layers` blocks the first `n_encoder_layers` are those of an encoder; the others, its
+    decoder's, say something after `start_id` at the least.
+    """
 
     n_layers: int
     d_model: int
@@ -47,6 +51,8 @@ class Sizes:
     d_mlp: int
     d_vocab: int
     n_ctx: int
+    n_encoder_layers: int = 0
+    start_id: int | None = None
     output: Output = NEXT_TOKEN
 
     @property
@@ -159,7 +165,11 @@ class Model(Protocol):
         last: int | None = None,
         cache: Cache | None = None,
     ) -> Resid:
-        """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them)."""
+        """The stream after blocks `first` (inclusive) to `last` (exclusive; None: all of them).
+
+        Where there is an encoder, a stream has the columns of the source before those of the
+        target, as long as a block is to come that may read them.
+        """
         ...
 
     def unembed(self, resid: Resid, tap: Tap, *, vocabulary: Tensor | None = None) -> Logits:
@@ -168,10 +178,10 @@ class Model(Protocol):
 
 
 def new_cache(model: Model, batch: int, capacity: int) -> KeyValueCache:
-    """An empty cache for `batch` rows of at most `capacity` columns."""
+    """An empty cache for `batch` rows of at most `capacity` columns, those of an encoder aside."""
     sizes = model.sizes
     return KeyValueCache(
-        sizes.n_layers,
+        sizes.n_layers - sizes.n_encoder_layers,
         batch,
         capacity,
         sizes.n_key_value_heads,

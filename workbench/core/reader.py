@@ -34,6 +34,7 @@ from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
 from workbench.core.reading import Reading, ReadPositions, Take, Where, reading_of
 from workbench.core.run import Check, Checked, not_finite
+from workbench.core.sides import Side, side_of
 from workbench.core.sites import Selector, Site, Sites, select
 from workbench.core.tap import Enough, Tap, chain
 
@@ -110,9 +111,9 @@ class Reader:
     def _read(self, texts: list[int], check: Check | None) -> Chunk:
         batch = batch_of(self.model, [self.ids[i] for i in texts], padding_side=self.padding_side)
         program, ledger = compile_plan(self.plan, self.model, len(texts)), Ledger(self.plan)
-        gather = Gather(self.sites, self.reading.take(texts, batch))
+        gather = Gather(self.sites, self.reading.take(texts, batch.source or batch))
         checks = () if check is None else (Checked(check),)
-        _forward(self.model, batch, chain(*checks, program.tap(batch.place, ledger), gather))
+        _forward(self.model, batch, chain(*checks, program.tap(batch, ledger), gather))
         rows = gather.rows
         where = self.reading.where(texts, self.ids, self.offsets)
         missing = [str(site) for site in self.sites if site not in rows]
@@ -125,7 +126,7 @@ class Reader:
             where=where,
             texts=tuple(texts),
             tokens=sum(len(self.ids[i]) for i in texts),
-            computed=batch.tokens.numel(),
+            computed=(batch.source or batch).tokens.numel(),
             acted=tuple(receipt.acted for receipt in ledger.receipts()),
         )
 
@@ -144,15 +145,19 @@ def reader_of(  # noqa: PLR0913 - what is read, where, of what, and in which bat
 
     Raises:
         UnknownNameError: If the model lacks one of `sites`, or a site of the plan.
-        OptionError: If a text is too short for `position`, or the plan names rows.
+        OptionError: If a text is too short for `position`, or the plan names rows, or a site is a
+            decoder's that reads an encoder.
         PromptError: If a text cannot be run.
         NeverActedError: If an intervention acts only after the last site that is read.
         EmptySelectionError: If one names positions that no text has.
     """
     wanted, rows, plan = select(sites, model.sites), token_rows(model, texts), as_plan(plan)
+    encoder = bool(model.sizes.n_encoder_layers)
     for site in wanted:
         if "pos" not in site.axes:
             raise OptionError("sites", "sites with a position axis", str(site))
+        if encoder and side_of(site, model) is not Side.SOURCE:
+            raise OptionError("sites", "the encoder's, which reads the texts", str(site))
     if padding_side not in ("left", "right"):
         raise OptionError("padding_side", "'left' or 'right'", padding_side)
     _check_plan(plan, model, wanted[-1], [len(row) for row in rows])

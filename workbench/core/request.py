@@ -86,7 +86,7 @@ def request_of(  # noqa: PLR0913 - the arguments of a forward
         raise EmptySelectionError("Nothing is asked for: record a site or leave out logits=False.")
     tapped = {*sites, *program.by_site} if not lazy else set(program.by_site)
     unembeds = logits or late or any(site in tapped for site in late_sites(model))
-    end = model.sizes.n_layers if lazy else max(_end(sites), first)
+    end = model.sizes.n_layers if lazy else max(_end(sites, model), first)
     return Request(
         model=model,
         batch=batch,
@@ -102,15 +102,26 @@ def request_of(  # noqa: PLR0913 - the arguments of a forward
     )
 
 
-def as_batch(model: Model, prompt: Prompt | Batch, side: PaddingSide, mask: Tensor | None) -> Batch:
-    """The prompt as one batch; a batch knows its pads already.
+def as_batch(
+    model: Model,
+    prompt: Prompt | Batch,
+    side: PaddingSide,
+    mask: Tensor | None,
+    target: Prompt | None = None,
+) -> Batch:
+    """The prompt as one batch; a batch knows its pads and its target already.
 
     Raises:
         PromptError: If a prompt cannot be run.
-        OptionError: If a mask is given for a batch, or is no mask.
+        OptionError: If a mask or a target is given for a batch, or is none.
     """
     if not isinstance(prompt, Batch):
-        return batch_of(model, prompt, padding_side=side, attention_mask=mask)
+        return batch_of(model, prompt, padding_side=side, attention_mask=mask, target=target)
+    if target is not None:
+        raise OptionError("target", "left out: a Batch has its own tokens", target)
+    if (prompt.source is None) != (not model.sizes.n_encoder_layers):
+        made = "made for this model: one with an encoder has a source, others have none"
+        raise OptionError("prompt", made, "a Batch of another")
     if mask is not None:
         raise OptionError("attention_mask", "left out: a Batch has its own, `real`", mask)
     return prompt
@@ -133,7 +144,8 @@ def _start(start: Start, model: Model, batch: Batch) -> tuple[int, Resid | None]
     layer = count("start[0]", layer, least=0)
     if layer > model.sizes.n_layers:
         raise OptionError("start[0]", f"a block in 0…{model.sizes.n_layers}", layer)
-    expected = (*batch.tokens.shape, model.sizes.d_model)
+    columns = batch.tokens.shape[1] if layer == model.sizes.n_layers else batch.width
+    expected = (len(batch.tokens), columns, model.sizes.d_model)
     like = (expected, model.dtype, model.device)
     if (tuple(resid.shape), resid.dtype, resid.device) != like:
         wanted = f"{expected} (batch pos d_model), {model.dtype}, {model.device}"
@@ -156,9 +168,9 @@ def _recorded(record: Selector, model: Model, first: int, given: Resid | None) -
     return sites
 
 
-def _end(sites: Sites) -> int:
+def _end(sites: Sites, model: Model) -> int:
     """How many blocks must run for these sites, none of which comes after the blocks."""
-    return max((site.layer for site in sites if site.layer is not None), default=-1) + 1
+    return max((block_of(site, model) for site in sites), default=-1) + 1
 
 
 def _columns(positions: Columns, batch: Batch) -> Int[Tensor, "batch column"] | None:

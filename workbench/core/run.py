@@ -15,12 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from workbench.core.axes import Resid
+from workbench.core.axes import MEMORY, SCORES, Memory, OfStack, Resid
 from workbench.core.buckets import Part, buckets_of
 from workbench.core.data import Batch, PaddingSide, Prompt
 from workbench.core.errors import (
     NonFiniteError,
     NotRecordedError,
+    OptionError,
 )
 from workbench.core.estimate import check_fits, estimate_of
 from workbench.core.gathered import LOGITS, Gathered, put
@@ -54,6 +55,7 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     logits: bool = True,
     padding_side: PaddingSide = "right",
     attention_mask: Tensor | None = None,
+    target: Prompt | None = None,
     max_tokens: int | None = None,
     start: Start = None,
     spill: str | Path | None = None,
@@ -66,7 +68,9 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     those up to the last recorded one. `positions` ("last", or content positions, negative ones
     from each row's end) and `vocabulary` restrict what is unembedded. `attention_mask` (batch pos)
     has 1 at tokens and 0 at pads, wherever these stand; one by query and key (batch|1 head|1 query
-    key) is True, or an additive 0, where a query may see a key, of those that it could see.
+    key) is True, or an additive 0, where a query may see a key, of those that it could see. A model
+    with an encoder reads the prompt there, and `target` is what its decoder was given, the logits'
+    text (see `batch_of`); positions count within the stack of a site.
 
     `record="all"` offers every site and keeps the stream before each block: reading another site
     replays one block under the same plan (see `Trace.read`). Where that might give another answer,
@@ -94,8 +98,10 @@ def run(  # noqa: PLR0913 - the arguments of a forward
         MemoryLimitError: If the run would not fit (see `estimate`); says what would.
         StorageError: If `spill` cannot be written to.
     """
-    batch = as_batch(model, prompt, padding_side, attention_mask)
+    batch = as_batch(model, prompt, padding_side, attention_mask, target)
     expect("tap", tap, Tap, "a tap: wants(site), and a call with a site and its activation")
+    if spill is not None and batch.source is not None:
+        raise OptionError("spill", "left out: a file holds the batch of one stack", str(spill))
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
     asked = request_of(
         model,
@@ -145,14 +151,18 @@ class _Watched:
 
 def _leave(asked: Request, ledger: Ledger, watched: _Watched, keep: Keep) -> Left:
     """One forward, and what it left."""
-    streams = Streams(keep)
-    recorder = Recorder(() if asked.lazy else asked.sites, keep)
+    streams = Streams(asked.first, keep)
+    recorder = Recorder(_memory(asked) if asked.lazy else asked.sites, keep)
     kept = (streams,) if asked.lazy else ()
-    acting = chain(asked.program.tap(asked.batch.place, ledger), watched.tap)
+    acting = chain(asked.program.tap(asked.batch, ledger), watched.tap)
     tap = chain(*_checks(watched.check), *kept, acting, recorder)
     resid, unembedded = _forward(asked, tap, watched.tap)
     if asked.lazy:
-        replay = _replay(asked, streams.with_last(resid, asked.model.sizes.n_layers))
+        replay = _replay(
+            asked,
+            streams.with_last(resid, asked.model.sizes.n_layers),
+            next(iter(recorder.recorded().values()), None),
+        )
         return Left(MappingProxyType(dict(replay.kept())), replay, unembedded)
     seen = in_order(recorder.recorded(), asked.sites)
     return Left(MappingProxyType(seen), None, unembedded)
@@ -194,7 +204,7 @@ def _forward(asked: Request, tap: Tap, own: Tap) -> tuple[Resid, Tensor | None]:
         NonFiniteError: If either is not finite; names the first site where it is not.
     """
     model, batch = asked.model, asked.batch
-    watched = chain(asked.program.tap(batch.place, Ledger(asked.program.plan)), own, FiniteWatch())
+    watched = chain(asked.program.tap(batch, Ledger(asked.program.plan)), own, FiniteWatch())
     with forward_only():
         resid = _through(asked, tap)
         if bad := not_finite(resid):
@@ -216,8 +226,17 @@ def _through(asked: Request, tap: Tap) -> Resid:
     return model.layers(resid, batch, tap, first=asked.first, last=asked.stop)
 
 
-def _replay(asked: Request, streams: tuple[Resid, ...]) -> Replay:
-    return Replay(asked.model, asked.batch, asked.program, asked.sites, asked.first, streams)
+def _memory(asked: Request) -> Sites:
+    """What of an encoder is kept beside the streams; nothing of a model without one."""
+    return tuple(site for site in asked.model.sites if site.name == MEMORY)
+
+
+def _replay(asked: Request, streams: tuple[OfStack, ...], memory: Memory | None) -> Replay:
+    if asked.given is not None and asked.first < asked.model.sizes.n_layers:
+        ahead = asked.batch.ahead  # started in the decoder, a stream has its memory
+        memory = asked.given[:, :ahead] if memory is None and ahead else memory
+    told = asked.model, asked.batch, asked.program, asked.sites, asked.first, streams
+    return Replay(*told, memory)
 
 
 @final
@@ -263,7 +282,7 @@ class FiniteWatch(Tap):
     @override
     def __call__(self, site: Site, value: Tensor) -> Tensor:
         bad = int((~torch.isfinite(value)).sum())
-        if bad and site.short != "attn.hook_attn_scores":  # masked scores are -inf
+        if bad and site.short not in SCORES:  # masked scores are -inf
             raise NonFiniteError(site, bad, value.numel())
         return value
 

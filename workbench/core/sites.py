@@ -81,6 +81,11 @@ class Site:
         return tuple(AXES[self.name].split())
 
     @property
+    def stack(self) -> str:
+        """Which stack it is in: `blocks`, `encoder` or `decoder`; "" outside the blocks."""
+        return self.name.partition(".{}.")[0] if self.layer is not None else ""
+
+    @property
     def short(self) -> str:
         """The name within its block, `attn.hook_z`; the whole name outside the blocks."""
         return self.name.split("{}.", 1)[-1]

@@ -70,7 +70,7 @@ class Place:
         low = int(self.positions[chosen].min())
         positions = torch.where(chosen, self.positions, low)
         ends = int(positions.max()), self.prompt_low, self.prompt_high
-        return Place(positions, chosen, self.prompt, low, *ends)
+        return Place(positions, chosen, self.prompt, low, *ends, keys=self.keys)
 
     def of(self, rows: Sequence[int]) -> "Place":
         """The same for some rows only, in their order."""

@@ -29,6 +29,7 @@ from workbench.core.plan import Interventions, Plan, as_plan
 from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
 from workbench.core.provenance import Provenance, digest, provenance
+from workbench.core.request import as_batch
 from workbench.core.result import Axis, Check
 from workbench.core.run import Check as Cancel
 from workbench.core.run import Checked, not_finite, run, unembed_at
@@ -48,6 +49,7 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how it may b
     metric: AnyMetric,
     *,
     source: Prompt | Batch | None = None,
+    target: Prompt | None = None,
     plan: Interventions = (),
     max_tokens: int = 1024,
     max_bytes: int = 2**30,
@@ -63,7 +65,8 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how it may b
 
     `cells` is a `Grid`, or a list whose entries are an intervention, or several that belong
     together. A grid without an operator puts in the activations that `source` has in the same
-    places (activation patching). `plan` holds in every run, before the cell.
+    places (activation patching). `plan` holds in every run, before the cell. `target` is what the
+    decoder of a model with an encoder was given, in the base run and in that of the source.
 
     Costs a run of the base and less than one of each cell: only what the cell changes is run. A
     batch has at most `max_tokens` tokens and takes about `max_bytes`. `verify` of the cells, those
@@ -79,7 +82,7 @@ def sweep(  # noqa: PLR0913 - what is swept over, what is read, and how it may b
         NonFiniteError: If the metric of a cell is not finite.
         MemoryLimitError: If the base run and a batch of cells would not fit; says what would.
     """
-    batch = prompt if isinstance(prompt, Batch) else batch_of(model, prompt)
+    batch = as_batch(model, prompt, "right", None, target)
     reader, fixed = read_by(metric, model, len(batch.tokens)), as_plan(plan)
     made = _cells(cells, model, batch, source, fixed, reader)
     found = [cell_of(index, one, model, batch, fixed) for index, one in enumerate(made.plans)]
@@ -187,7 +190,7 @@ def _of_grid(
     if source is not None and grid.operator is not None:
         raise OptionError("source", "left out: the grid has an operator of its own", "one")
     if source is not None:
-        donor = source if isinstance(source, Batch) else batch_of(model, source)
+        donor = source if isinstance(source, Batch) else _donor(model, source, batch)
         parted = parting(batch, donor, model) if fixed.replayable else 0
         sites, columns = grid.chosen(model), reader.vocabulary
         given = run(model, donor, plan=fixed, record=sites, positions="answer", vocabulary=columns)
@@ -195,6 +198,17 @@ def _of_grid(
     made = spread(grid, model, batch, {} if given is None else given.activations, parted)
     plans = tuple(Plan((cell,)) for cell in made.cells)
     return _Cells(plans, made.axes, reader.unit, value, made.parted)
+
+
+def _donor(model: Model, source: Prompt, base: Batch) -> Batch:
+    """The prompts that activations are taken from, with the target of the base run."""
+    if base.source is None:
+        return batch_of(model, source)
+    rows = [
+        row.tolist() if base.real is None else row[base.real[place]].tolist()
+        for place, row in enumerate(base.tokens)
+    ]
+    return batch_of(model, source, target=rows)
 
 
 def _count(done: Tensor) -> Check:
@@ -240,7 +254,7 @@ def _base(
 ) -> _Base:
     program = compile_plan(fixed, model, len(batch.tokens))
     ledger, kept = Ledger(fixed), KeptKeys(padded=batch.real is not None)
-    tap = program.tap(batch.place, ledger)
+    tap = program.tap(batch, ledger)
     at: dict[int, Tensor] = {}
     with forward_only():
         resid, before = model.embed(batch, tap), 0
@@ -280,19 +294,21 @@ def _ride(
             joined += new
             batch = part.repeat(joined)
             held = repeated(fixed, range(joined), rows)
-            given = compile_plan(held, model, len(batch.tokens)).tap(batch.place, Ledger(held))
-            tap = chain(*checks, given, program.tap(batch.place, ledger))
+            given = compile_plan(held, model, len(batch.tokens)).tap(batch, Ledger(held))
+            tap = chain(*checks, given, program.tap(batch, ledger))
             if layer < 0:
                 stream = model.embed(batch, tap)
             else:
-                joining = base.at[layer][:, column:].repeat(new, 1, 1)
+                joining = base.at[layer][:, -part.width :].repeat(new, 1, 1)
                 stream = torch.cat([stream, joining]) if joined > new else joining
-            cache = SuffixCache(base.kept, base.batch.real, column, joined)
+            done = max(column - base.batch.ahead, 0)
+            cache = SuffixCache(base.kept, base.batch.real, done, joined)
             first = max(layer, 0)
             stream = model.layers(stream, batch, tap, first=first, last=last, cache=cache)
         values = _read(model, batch, stream, tap, reader, joined)
     program.finish(ledger, batch, ENDED)
-    reached = base.batch.answer >= column  # a row that ends before it cannot be moved
+    # A row that is asked about before it cannot be moved.
+    reached = base.batch.ahead + base.batch.answer >= column
     return torch.where(reached, values, base.values)
 
 
@@ -323,7 +339,7 @@ def _rows(one: Intervention, cells: range, rows: int) -> list[int]:
 
 def _tokens(wave: Sequence[Cell], batch: Batch) -> int:
     column = min(cell.column or 0 for cell in wave)
-    return len(wave) * len(batch.tokens) * (batch.tokens.shape[1] - column)
+    return len(wave) * len(batch.tokens) * (batch.width - column)
 
 
 def _read(

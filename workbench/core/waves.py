@@ -17,6 +17,7 @@ from workbench.core.metrics import TokenMetric
 from workbench.core.plan import Plan
 from workbench.core.program import compile_plan
 from workbench.core.protocols import Model
+from workbench.core.sides import Side, on_side
 from workbench.core.standing import Scope
 
 READING = 64  # tokens; measured on two cores in float32, where 32 to 128 differ little
@@ -36,6 +37,9 @@ class Cell:
 def cell_of(index: int, plan: Plan, model: Model, batch: Batch, fixed: Plan) -> Cell:
     """Where the run of a cell begins, under a `fixed` plan.
 
+    Columns are those of a stream: what changes the source of an encoder–decoder model changes the
+    memory, and so all of the target; what changes the target leaves all before it.
+
     At the first column where a bare function may look at all of them, and where keys are named
     among pads: which column has which key is known in a whole pass only. Before everything where
     there is a gate, which may read anywhere before it acts.
@@ -46,9 +50,10 @@ def cell_of(index: int, plan: Plan, model: Model, batch: Batch, fixed: Plan) -> 
     """
     program = compile_plan(plan, model, len(batch.tokens))
     columns = [
-        _first_column(one, scope, batch)
-        for one, scope in zip(plan, program.scopes, strict=True)
+        _first_column(one, scope, on_side(batch, side))
+        for index, (one, scope) in enumerate(zip(plan, program.scopes, strict=True))
         if one.size
+        for side in program.sides_of(index)
     ]
     found = [column for column in columns if column is not None]
     if not found:
@@ -58,8 +63,9 @@ def cell_of(index: int, plan: Plan, model: Model, batch: Batch, fixed: Plan) -> 
     if any(one.gate is not None for one in both):
         return Cell(index, plan, -1, 0)
     keyed = batch.real is not None and any(one.keys is not None for one in both)
-    alike = model.causal and both.replayable and not keyed
-    return Cell(index, plan, program.first_block(model), min(found) if alike else 0)
+    alike = model.causal and both.replayable and not keyed and Side.SOURCE not in program.sides
+    column = batch.ahead + min(found) if alike else 0
+    return Cell(index, plan, program.first_block(model), column)
 
 
 @final
@@ -90,7 +96,7 @@ class Budget:
 
 def waves(cells: Sequence[Cell], batch: Batch, budget: Budget) -> list[list[Cell]]:
     """The cells in batches within the budget (but one cell at the least)."""
-    rows, width = batch.tokens.shape
+    rows, width = len(batch.tokens), batch.width
     made: list[list[Cell]] = []
     for cell in sorted(cells, key=lambda one: (-(one.column or 0), one.layer)):
         column, wave = cell.column or 0, made[-1] if made else []

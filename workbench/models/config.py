@@ -107,10 +107,7 @@ class Config:
         Raises:
             UnknownNameError: If there is none of that name.
         """
-        wanted = str(self.values.get(name, default))
-        if wanted not in ACTIVATIONS:
-            raise UnknownNameError("activation function", wanted, ACTIVATIONS)
-        return ACTIVATIONS[wanted]
+        return activation_named(str(self.values.get(name, default)))
 
     def finish(self, read: frozenset[str], defaults: Mapping[str, Any] = DEFAULTS) -> None:
         """Refuses what is left over.
@@ -132,6 +129,17 @@ class Config:
             if self.values.get(name) is not None:
                 return self.values[name]
         return default
+
+
+def activation_named(name: str) -> Activation:
+    """The activation function of that name.
+
+    Raises:
+        UnknownNameError: If there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise UnknownNameError("activation function", name, ACTIVATIONS)
+    return ACTIVATIONS[name]
 
 
 def gelu_tanh(value: Tensor) -> Tensor:

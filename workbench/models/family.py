@@ -55,6 +55,29 @@ def renamed(
     }
 
 
+def without_copies(
+    weights: Mapping[str, Tensor], name: str, copies: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The weights, with one tensor that has several names under the first of them only.
+
+    Raises:
+        WeightsError: If another name has other values.
+    """
+    one = next((weights[n] for n in (name, *copies) if n in weights), None)
+    found = {other: weight for other, weight in weights.items() if other not in copies}
+    for copy in copies:
+        own = weights.get(copy)
+        if (
+            own is None
+            or one is None
+            or (own.data_ptr() == one.data_ptr() and own.shape == one.shape)
+        ):
+            continue
+        if own.shape != one.shape or not torch.equal(own, one):
+            raise WeightsError(f"{copy} is not {name}, which both stacks share.")
+    return found if one is None else {**found, name: one}
+
+
 def tie(found: dict[str, Tensor], stack: Stack, name: str = "unembed.weight") -> dict[str, Tensor]:
     """The weights with the embedding as unembedding, where the config says that they are one.
 

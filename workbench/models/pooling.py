@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.core.data import Batch, PaddingSide, batch_of, texts_of
+from workbench.core.data import Batch, PaddingSide, batch_of
 from workbench.core.errors import OptionError
 from workbench.core.options import count, flag
 from workbench.core.plan import Interventions
+from workbench.core.prompts import texts_of
 from workbench.core.protocols import Model
 from workbench.core.run import run
 from workbench.core.sites import Site

@@ -95,7 +95,6 @@ class ParallelBlock(AnyBlock):
 PreNormBlock = Block | ParallelBlock  # whose parts the classic interface and folding know
 
 
-@final
 class Stack(nn.Module):
     """The weights of a transformer and how they are arranged; knows no name and no tokenizer."""
 
@@ -135,7 +134,6 @@ class Origin:
     folder: Path | None  # it was read from; None for what was never on a disk
 
 
-@final
 class Transformer:
     """A frozen language model: meets the `Model` protocol of the core."""
 

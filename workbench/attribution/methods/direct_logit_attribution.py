@@ -163,7 +163,7 @@ def _read(model: Model, batch: Batch, plan: Plan, sites: Sites) -> _Seen:
         raise OptionError("plan", late, [str(one) for one in plan])
     edited = tuple(site for site in program.by_site if site.short in OPEN)
     ledger, before, after = Ledger(plan), AtLast(edited, batch), AtLast((*sites, *edited), batch)
-    tap = chain(before, program.tap(batch.place, ledger), after)
+    tap = chain(before, program.tap(batch, ledger), after)
     with forward_only():
         stream = model.layers(model.embed(batch, tap), batch, tap)
     program.finish(ledger, batch, "its scope selects no token")

@@ -235,7 +235,7 @@ class _Paths:
         read = select(sorted(reads), model.sites)
         batch = self.batch.repeat(len(senders))
         held = repeated(self.plan, range(len(senders)), rows)
-        plan = compile_plan(held, model, len(batch.tokens)).tap(batch.place, Ledger(held))
+        plan = compile_plan(held, model, len(batch.tokens)).tap(batch, Ledger(held))
         recorder = Recorder(read)
         frozen = Frozen(senders, self.held, self.base, self.donor, rows)
         tap = chain(plan, frozen, recorder)

@@ -61,7 +61,7 @@ class Writer:
         self._said = torch.full((rows, width + room), -1, device=batch.tokens.device)
         self._said[:, :width] = batch.place.content
         self._lengths = batch.prompt.clone()
-        share = manner.cached and manner.share
+        share = manner.cached and manner.share and batch.source is None
         self._shared = prefix.beginnings(batch, program) if share else ()
         columns = prefix.columns(batch, self._shared) + room
         self._cache = new_cache(model, rows, columns) if manner.cached else None
@@ -76,8 +76,7 @@ class Writer:
         batch = self._prompts
         if self._shared:
             batch = prefix.rest(batch, self._begin(self._cache, self._shared))
-        batch = Batch(batch.tokens, batch.real, batch.start, batch.prompt, self._said)
-        return self._chunks(batch, self._cache)
+        return self._chunks(replace(batch, said=self._said), self._cache)
 
     def step(self, chosen: Int[Tensor, " batch"], going: Sequence[bool]) -> Answers:
         """Logits after one more token in each row that is `going`; the others get a pad."""
@@ -91,6 +90,8 @@ class Writer:
             return self._anew()
         real = None if all(going) else new[:, None]
         batch = Batch(chosen[:, None], real, start, self._prompts.prompt, self._said)
+        if self._prompts.source is not None:
+            batch = replace(batch, source=self._prompts.source, encoded=True)
         return self._answers(batch, self._cache)
 
     def finish(self) -> None:
@@ -148,7 +149,8 @@ class Writer:
         said = self._said[:, : int(self._lengths.max())]
         real = said >= 0
         start, prompt = torch.zeros_like(self._lengths), self._prompts.prompt
-        return Batch(said.clamp(min=0), None if bool(real.all()) else real, start, prompt)
+        whole = Batch(said.clamp(min=0), None if bool(real.all()) else real, start, prompt)
+        return replace(whole, source=self._prompts.source)
 
     def _answers(self, batch: Batch, cache: KeyValueCache | None) -> Answers:
         at = batch.last[:, None]
@@ -172,7 +174,7 @@ class Writer:
         batch = self._told(batch, cache) if rows is None else batch
         recorder = self.capture.begin()
         seen = (recorder,) if self.capture.sites else ()
-        tap = chain(*self._checks, program.tap(batch.place, ledger), *seen)
+        tap = chain(*self._checks, program.tap(batch, ledger), *seen)
         at = batch.last[:, None][:, :0] if columns is None else columns
         with forward_only():
             resid = self._model.embed(batch, tap)
@@ -194,6 +196,6 @@ class Writer:
     def _locate(self) -> None:
         """Runs the text so far in one pass, which stops at the first site that is not finite."""
         batch = self._whole()
-        tap = chain(self.program.tap(batch.place, Ledger(self.program.plan)), FiniteWatch())
+        tap = chain(self.program.tap(batch, Ledger(self.program.plan)), FiniteWatch())
         with forward_only():
             self._model.unembed(self._model.layers(self._model.embed(batch, tap), batch, tap), tap)

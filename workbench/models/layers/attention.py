@@ -84,9 +84,9 @@ class Attention(nn.Module):
     def attend(self, x: Resid | Split, tap: Tap, now: Pass) -> Resid:
         """What the heads write, from the normalised stream or what each of them reads of it."""
         of_q, of_k, of_v = x if isinstance(x, Split) else (x, x, x)
-        q = tap(self.at_q, self._project(self.q, of_q))
-        k = tap(self.at_k, self._project(self.k, of_k))
-        v = tap(self.at_v, self._project(self.v, of_v))  # batch pos head d_head
+        q = tap(self.at_q, self.project(self.q, of_q))
+        k = tap(self.at_k, self.project(self.k, of_k))
+        v = tap(self.at_v, self.project(self.v, of_v))  # batch pos head d_head
         q, k = self.q_norm.normalise(q, tap), self.k_norm.normalise(k, tap)
         angles = now.local if self.local else now.angles
         if self.rotary and angles is not None:
@@ -95,10 +95,15 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # batch head pos d_head
         if now.cache is not None:
             k, v = now.cache.append(self.layer, k, v)
+        return self.read(q, k, v, tap, now)
+
+    def read(self, q: HeadsFirst, k: Tensor, v: Tensor, tap: Tap, now: Pass) -> Resid:
+        """What the heads write of all keys and values (batch head key d_head)."""
         z = tap(self.at_z, self._mix(q, k, v, tap, now).transpose(1, 2))  # batch pos head d_head
         return self._out(z, tap)
 
-    def _project(self, linear: nn.Linear, x: Resid | PerHead) -> Heads:
+    def project(self, linear: nn.Linear, x: Resid | PerHead) -> Heads:
+        """One of the three linear maps, of one stream or of one for each head."""
         y = self._linear(linear, x)
         return y if self.clip is None else y.clamp(-self.clip, self.clip)
 

@@ -28,6 +28,15 @@ def in_block(layer: int) -> At:
     return at
 
 
+def in_stack(stack: str, layer: int) -> At:
+    """The sites of one block of an encoder or a decoder."""
+
+    def at(name: str) -> Site:
+        return Site(f"{stack}.{{}}.{name}", layer)
+
+    return at
+
+
 def outside_blocks(name: str) -> Site:
     """The sites before and after the blocks."""
     return Site(name)
