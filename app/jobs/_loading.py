@@ -7,11 +7,15 @@ import workbench as wb
 from app.state import BUILT_IN, DEFAULT_MODEL
 from workbench.attribution.known_truth import induction
 from workbench.core.errors import FormatError, UnknownNameError, WorkbenchError
-from workbench.core.protocols import Model
+from workbench.core.protocols import NEXT_TOKEN, Model
 
 CHOICES: Final = (
     f"Type {DEFAULT_MODEL}, {BUILT_IN}, a folder with config.json and .safetensors files, a .gguf "
     "file, or a hub id with its owner (openai-community/gpt2)."
+)
+NO_TEXT: Final = (
+    "is a model that writes no next tokens, which the pages here show. In Python it can be run, "
+    "probed and changed like any other: wb.load, wb.run."
 )
 
 
@@ -24,15 +28,23 @@ def load(name: str) -> Model:
     if name == BUILT_IN:
         return induction.build().model
     try:
-        return wb.load(name)
+        model = wb.load(name)
     except (WorkbenchError, OSError) as error:
         raise FormatError(_told(name, error)) from error
+    if not _writes(model):
+        raise FormatError(f"{name} {NO_TEXT} {CHOICES}")
+    return model
+
+
+def _writes(model: Model) -> bool:
+    """Whether it goes on with a text, as all pages here expect of a model."""
+    one_stack = not model.sizes.n_encoder_layers
+    return model.causal and one_stack and model.sizes.output == NEXT_TOKEN
 
 
 def _told(name: str, error: Exception) -> str:
     if isinstance(error, UnknownNameError) and error.kind == "family":
-        runs = " and ".join(sorted(error.known))
-        return f"{name} is of the family {error.name}; only {runs} can be run. {CHOICES}"
+        return f"{name} is of the family {error.name}, which cannot be run yet. {CHOICES}"
     path = _path_told(name)
     if path:
         return f"{path} {CHOICES}"

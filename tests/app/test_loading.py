@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from app.jobs._loading import CHOICES, load
+from app.jobs._loading import CHOICES, NO_TEXT, load
+from tests.families import EXAMPLES
+from tests.two_stacks import TWO_STACKS
 from workbench.core.errors import FormatError, WeightsError
 
 
@@ -47,11 +49,17 @@ def test_a_folder_that_holds_no_model(tmp_path: Path):
 
 
 def test_a_model_of_a_family_that_cannot_be_run(tmp_path: Path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonesuch"}))
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     told = message(str(tmp_path))
-    assert told.startswith(f"{tmp_path} is of the family bert; only gpt2 and llama can be run.")
-    assert told.endswith(CHOICES)
+    assert told == f"{tmp_path} is of the family nonesuch, which cannot be run yet. {CHOICES}"
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_a_model_that_writes_no_next_tokens(family, tmp_path: Path):
+    examples = EXAMPLES if family in EXAMPLES else TWO_STACKS
+    examples[family].build().save_pretrained(tmp_path)
+    assert message(str(tmp_path)) == f"{tmp_path} {NO_TEXT} {CHOICES}"
 
 
 def test_a_name_that_is_none():

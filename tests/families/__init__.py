@@ -69,6 +69,8 @@ def normed_after(trace: Any, layer: int) -> None:
 IDENTITY = 1e-5  # float32: sums of three, of size 10 at most
 Identity = Callable[[Any, int], None]
 
+JOINT = tuple(f"attn.{one}.{kind}" for one in "qkv" for kind in ("weight", "bias"))
+
 
 @final
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Example:
     `identity` asserts what the streams of one layer sum to, in most variants; `identities` has
     those of the others. The patterns of variants in `unlike` are not compared: transformers has
     none in that form. `spelling` renames the weights as the original checkpoints have them, and
-    adds what these carry beside.
+    adds what these carry beside. Names of weights that are no view of the file's end in `copied`.
     """
 
     build: Callable[..., Any]
@@ -91,6 +93,7 @@ class Example:
     spelling: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
     causal: bool = True
     after_padding: bool = False
+    copied: tuple[str, ...] = ()
 
 
 def hf(family: str, **changes: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from tests import tiny
-from tests.families import Example, made
+from tests.families import JOINT, Example, made
 
 PLAIN: dict[str, Any] = {
     "vocab_size": 258,
@@ -43,4 +43,4 @@ def original(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {name: weight for name, weight in short.items() if name != "lm_head.weight"}
 
 
-EXAMPLE = Example(build, VARIANTS, spelling=original)
+EXAMPLE = Example(build, VARIANTS, spelling=original, copied=JOINT)

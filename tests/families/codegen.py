@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests import tiny
-from tests.families import Example, made, side_by_side
+from tests.families import JOINT, Example, made, side_by_side
 from workbench.models.config import ACTIVATIONS
 
 PLAIN: dict[str, Any] = {
@@ -38,4 +38,4 @@ def build(**changes: Any) -> Any:
     return made(CodeGenConfig(**{**PLAIN, **changes}), CodeGenForCausalLM)
 
 
-EXAMPLE = Example(build, VARIANTS, side_by_side)
+EXAMPLE = Example(build, VARIANTS, side_by_side, copied=JOINT)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from tests.families import SCALED, Example, made, residual, side_by_side
+from tests.families import JOINT, SCALED, Example, made, residual, side_by_side
 from workbench.models.config import ACTIVATIONS
 
 PLAIN: dict[str, Any] = {
@@ -59,4 +59,4 @@ def original(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 IDENTITIES = {"one after the other": residual}
-EXAMPLE = Example(build, VARIANTS, side_by_side, IDENTITIES, spelling=original)
+EXAMPLE = Example(build, VARIANTS, side_by_side, IDENTITIES, spelling=original, copied=JOINT)

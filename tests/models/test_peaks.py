@@ -89,4 +89,4 @@ def test_no_weight_of_a_family_is_copied(family: str, tmp_path: Path) -> None:
         for name, weight in model.stack.named_parameters()
         if not any(start <= weight.data_ptr() < stop for start, stop in areas)
     ]
-    assert copied == []
+    assert [name for name in copied if not name.endswith(EXAMPLES[family].copied)] == []
