@@ -60,7 +60,7 @@ class TwoStreamStack(Stack):
             tied=tied,
         )
         self.rules = rules
-        self.nothing = nn.Parameter(torch.empty(sizes.d_model))
+        self.nothing = nn.Parameter(torch.empty(1, sizes.d_model))
         self.at_query = outside_blocks(QUERY_EMBED)
         self.blocks = nn.ModuleList(blocks)
         inner = (site for block in blocks for site in block.sites)

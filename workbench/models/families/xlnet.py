@@ -99,8 +99,8 @@ class XLNet(Family):
 
 def _reshaped(name: str, weight: Tensor) -> Tensor:
     """A matrix by head as one matrix, (d_out, d_in); a view."""
-    if name.endswith("mask_emb"):
-        return weight.flatten()
+    if name.endswith("mask_emb") and weight.ndim == 3:
+        return weight.flatten(0, 1)
     if not name.endswith(tuple(f"rel_attn.{part}" for part in "qkvro")) or weight.ndim != 3:
         return weight
     flat = weight.flatten(1)  # d_model, head d_head
@@ -159,7 +159,7 @@ def _rules(config: Config, sizes: Sizes) -> Rules:
     kind = config.values.get("attn_type", "bi")
     if kind not in ("bi", "uni"):
         raise OptionError("xlnet: config key 'attn_type'", "'bi' or 'uni'", kind)
-    clamp = int(config.number("clamp_len", -1.0))
+    clamp = int(min(config.number("clamp_len", -1.0), UNBOUNDED))
     return Rules(
         sizes.d_model,
         forward=kind == "uni",
