@@ -13,6 +13,7 @@ from tests.families import EXAMPLES, hf
 from workbench.core.errors import OptionError, UnknownNameError
 from workbench.models.fresh import INITS, Drawn
 from workbench.models.transformer import Transformer
+from workbench.models.two_stream import TwoStream
 from workbench.models.views.stacks import words_of
 
 families = pytest.mark.parametrize("family", list(EXAMPLES))
@@ -30,7 +31,8 @@ def read_by_transformers(model: Transformer, folder: Path) -> Any:
     import transformers
 
     known: Any = transformers
-    auto = known.AutoModelForCausalLM if model.causal else known.AutoModelForMaskedLM
+    writes = model.causal or isinstance(model, TwoStream)  # as transformers sees it
+    auto = known.AutoModelForCausalLM if writes else known.AutoModelForMaskedLM
     theirs, told = auto.from_pretrained(str(folder), dtype="auto", output_loading_info=True)
     assert not told["missing_keys"]
     assert not told["unexpected_keys"]

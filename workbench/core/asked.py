@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.core.axes import Segment
 from workbench.core.errors import AlignmentError, OptionError, PromptError, ShapeError
 from workbench.core.options import index, indices, iterated
 
@@ -35,6 +36,37 @@ def asked_of(model: "Model", batch: "Batch", types: Types, answer: Asked) -> "Ba
         batch = replace(batch, types=_types(model, batch, types))
     columns = _columns(model, batch) if answer is None else _given(batch, answer)
     return batch if columns is None else replace(batch, asked=columns)
+
+
+def beside(model: "Model", batch: "Batch", memory: Segment) -> "Batch":
+    """The batch with the memory of an earlier segment, and with which rows run backwards.
+
+    Raises:
+        OptionError: If the model has no memory, or halves of rows and an odd number of them.
+        ShapeError: If the memory is not one stream before each block, of the batch's rows.
+    """
+    streams = model.sizes.streams
+    if memory:
+        _check_memory(model, batch, memory)
+        batch = replace(batch, memory=tuple(stream.to(model.device) for stream in memory))
+    if streams is None or not streams.halves:
+        return batch
+    rows = len(batch.tokens)
+    if rows % 2:
+        raise OptionError("prompt", "an even number: the second half is read backwards", rows)
+    half = torch.arange(rows, device=batch.tokens.device) >= rows // 2
+    return replace(batch, backward=half)
+
+
+def _check_memory(model: "Model", batch: "Batch", memory: Segment) -> None:
+    sizes, rows = model.sizes, len(batch.tokens)
+    if sizes.streams is None:
+        raise OptionError("memory", f"left out: {model.name} has none", f"{len(memory)} streams")
+    shapes = [tuple(stream.shape) for stream in memory]
+    expected = (rows, shapes[0][1], sizes.d_model)
+    if shapes != [expected] * sizes.n_layers:
+        wanted = f"{sizes.n_layers} streams of {rows} rows (batch memory d_model {sizes.d_model})"
+        raise ShapeError("memory", wanted, str(shapes))
 
 
 def answer_ids(model: "Model", answer: Answer, count: int) -> tuple[int, ...]:
@@ -140,7 +172,8 @@ def _types(model: "Model", batch: "Batch", types: Types) -> Int[Tensor, "batch p
         OptionError: If the model knows no types, or one is below 0.
         ShapeError: If they are not one for each token.
     """
-    if not any(str(site) == "hook_token_type_embed" for site in model.sites):
+    embedded = any(str(site) == "hook_token_type_embed" for site in model.sites)
+    if not embedded and model.sizes.streams is None:
         raise OptionError("token_types", f"left out: {model.name} knows none", types)
     nested = torch.as_tensor(types).tolist() if isinstance(types, Tensor) else list(types or ())
     rows = nested if nested and isinstance(nested[0], Sequence) else [nested]

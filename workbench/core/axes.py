@@ -15,6 +15,8 @@ Positions = Int[Tensor, "batch pos"]
 Real = Bool[Tensor, "batch pos"]
 Resid = Float[Tensor, "batch pos d_model"]
 Memory = Float[Tensor, "batch source d_model"]  # what a decoder reads of its encoder
+Segment = tuple[Float[Tensor, "batch memory d_model"], ...]  # before each block; () for none
+QueryStream = Float[Tensor, "batch target d_model"]  # beside a content stream
 OfStack = Float[Tensor, "batch _ d_model"]  # a stream, of whichever of two stacks
 Logits = Float[Tensor, "batch pos d_vocab"]
 PerExample = Float[Tensor, " batch"]
@@ -84,7 +86,17 @@ _CROSS = {
     "ln3.hook_normalized": _STREAM,
 }
 
+# What a block has of a query stream: it reads the keys and values of the content's.
+_QUERY = (
+    "hook_resid_pre hook_q_input attn.hook_q attn.hook_attn_scores attn.hook_pattern attn.hook_z "
+    "attn.hook_result hook_attn_out hook_resid_mid ln1.hook_scale ln1.hook_normalized hook_mlp_in "
+    "mlp.hook_pre mlp.hook_post hook_mlp_out hook_resid_post ln2.hook_scale ln2.hook_normalized "
+    "hook_normalized_resid_post".split()
+)
+
 BLOCKS, ENCODER, DECODER = "blocks", "encoder", "decoder"  # the stacks a site may be in
+QUERY = "query"  # the second stream of XLNet's blocks
+QUERY_EMBED = "query.hook_embed"  # what enters it
 MEMORY = "hook_encoder_out"  # what a decoder reads of its encoder, after the last norm
 
 # Within a block: sites with one head per key-value head; the inputs of the heads; the norm before;
@@ -125,6 +137,8 @@ AXES: Mapping[str, str] = MappingProxyType(
         "encoder_final_ln.hook_scale": _SCALE,
         "encoder_final_ln.hook_normalized": _STREAM,
         MEMORY: _STREAM,
+        QUERY_EMBED: _STREAM,
+        **{f"{QUERY}.{{}}.{name}": _BLOCK[name] for name in _QUERY},
         **{f"{DECODER}.{{}}.{name}": axes for name, axes in (_BLOCK | _CROSS).items()},
         "decoder_final_ln.hook_scale": _SCALE,
         "decoder_final_ln.hook_normalized": _STREAM,

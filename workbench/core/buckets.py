@@ -113,6 +113,8 @@ def bucket_of(batch: Batch, rows: Sequence[int]) -> Bucket:
         _seen(batch, rows, columns),
         types=None if batch.types is None else batch.types[at].gather(1, columns),
         asked=None if batch.asked is None else _asked(batch.asked[at], columns),
+        memory=tuple(stream[at] for stream in batch.memory),
+        backward=None if batch.backward is None else batch.backward[at],
     )
     return Bucket(tuple(rows), columns, own)
 

@@ -10,12 +10,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from typing_extensions import override
 
-from workbench.core.asked import Answer, Asked, Types, answer_ids, asked_of
-from workbench.core.axes import Positions, Real, Tokens
+from workbench.core.asked import Answer, Asked, Types, answer_ids, asked_of, beside
+from workbench.core.axes import Positions, Real, Segment, Tokens
 from workbench.core.errors import AlignmentError, OptionError, PromptError, ShapeError
 from workbench.core.prompts import Prompt, check_model, target_rows, token_rows
 from workbench.core.seen import Seen, seen_of
@@ -55,6 +55,9 @@ class Batch:
     asked: Int[Tensor, " batch"] | None = None
     source: "Batch | None" = None
     encoded: bool = False
+    targets: Int[Tensor, "batch pos"] | None = None
+    memory: Segment = ()
+    backward: Bool[Tensor, " batch"] | None = None
 
     @property
     def width(self) -> int:
@@ -120,8 +123,15 @@ class Batch:
         ends = int(self.prompt.min()), int(self.prompt.max())
         whole = self.said is None and low == 0 and not bool(self.start.any())
         tokens = self.tokens if whole else None
-        told = tokens, self.said, self.keys
+        told = tokens, self.said, self._keys()
         return Place(self.positions, self.real, self.prompt, low, high, *ends, *told)
+
+    def _keys(self) -> Keys | None:
+        if self.keys is not None or not self.memory:
+            return self.keys
+        own = self.positions
+        own = own if self.real is None else own.masked_fill(~self.real, -1)
+        return torch.nn.functional.pad(own, (self.memory[0].shape[1], 0), value=-1)
 
     def columns(self, first: int, last: int | None = None) -> "Batch":
         """The pass over the columns from `first` to `last` (exclusive), those before being done."""
@@ -147,6 +157,9 @@ class Batch:
             asked=asked,
             source=self.source,
             encoded=self.encoded or first > 0,
+            targets=None if self.targets is None else self.targets[:, first:last],
+            memory=self.memory,
+            backward=self.backward,
         )
 
     def _seen(self, first: int, last: int | None) -> Seen | None:
@@ -183,6 +196,9 @@ class Batch:
             asked=asked,
             source=source,
             encoded=self.encoded,
+            targets=None if self.targets is None else self.targets.repeat(times, 1),
+            memory=tuple(stream.repeat(times, 1, 1) for stream in self.memory),
+            backward=None if self.backward is None else self.backward.repeat(times),
         )
 
 
@@ -195,6 +211,7 @@ def batch_of(  # noqa: PLR0913 - all that a batch is made of
     token_types: Types = None,
     answer: Asked = None,
     target: Prompt | None = None,
+    memory: Segment = (),
 ) -> Batch:
     """Tokens of one prompt or several, padded on one side, checked against the model.
 
@@ -205,6 +222,9 @@ def batch_of(  # noqa: PLR0913 - all that a batch is made of
     A model with an encoder reads the prompts there; its decoder has been given `target`, one for
     all prompts or one for each: texts, which begin with the model's start token, or token ids as
     they are; None: the start token alone.
+
+    `memory` are the streams of an earlier segment (see `workbench.models.two_stream`). A model with
+    a query stream is asked for the token after each prompt; `workbench.core.predictions` has more.
 
     With `attention_mask`, of zeros and ones in the shape of the ids (batch pos), the tokens at
     zeros are pads wherever they stand: nobody sees them, and they take no position. One by query
@@ -225,21 +245,30 @@ def batch_of(  # noqa: PLR0913 - all that a batch is made of
             raise OptionError("attention_mask", "by token (batch pos), of the source", "4 axes")
         if token_types is not None:
             raise OptionError("token_types", "left out: this model knows none", token_types)
-        source = _padded(model, token_rows(model, prompt), padding_side, attention_mask)
-        given = _padded(model, target_rows(model, target, len(source.tokens)), padding_side, None)
+        source = padded(model, token_rows(model, prompt), padding_side, attention_mask)
+        given = padded(model, target_rows(model, target, len(source.tokens)), padding_side, None)
         return replace(asked_of(model, given, None, answer), source=source)
     if target is not None:
         raise OptionError("target", f"left out: {model.name} has no encoder", target)
-    batch = _padded(model, token_rows(model, prompt), padding_side, attention_mask)
-    return asked_of(model, batch, token_types, answer)
+    if model.sizes.predicts:
+        from workbench.core.predictions import next_batch  # which builds on this file
+
+        if attention_mask is not None:
+            raise OptionError("attention_mask", "left out: see `target_batch`", "given")
+        return next_batch(
+            model, prompt, padding_side=padding_side, token_types=token_types, memory=memory
+        )
+    batch = padded(model, token_rows(model, prompt), padding_side, attention_mask)
+    return beside(model, asked_of(model, batch, token_types, answer), memory)
 
 
-def _padded(
+def padded(
     model: "Model",
     rows: list[tuple[int, ...]],
     padding_side: PaddingSide,
     attention_mask: Tensor | None,
 ) -> Batch:
+    """Rows of tokens as a batch; nothing of it is checked but the mask."""
     if attention_mask is not None and attention_mask.ndim != 4:
         return _masked(model, rows, attention_mask)
     longest = max(map(len, rows))

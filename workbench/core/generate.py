@@ -14,7 +14,7 @@ from typing import Literal, final, overload
 import torch
 from typing_extensions import override
 
-from workbench.core.data import Batch, Prompt, batch_of
+from workbench.core.data import Batch, Prompt, batch_of, padded
 from workbench.core.errors import NotRecordedError, OptionError, UnfinishedError
 from workbench.core.generation.capture import Capture, Captured, captured_sites
 from workbench.core.generation.rows import Piece, Rows
@@ -37,6 +37,7 @@ from workbench.core.modes import outside_inference
 from workbench.core.options import flag
 from workbench.core.plan import Interventions, Plan
 from workbench.core.program import compile_plan
+from workbench.core.prompts import open_rows
 from workbench.core.protocols import Model
 from workbench.core.run import Check, Checked
 from workbench.core.sampling import choose, generators
@@ -225,7 +226,8 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
     when the context is full. With `stream=True` gives `Piece`s as they come,
     and the `Generation` when they are over (see `Stream`). `record` keeps the activations that
     made the text. `plan` acts before `plans`. A model with an encoder reads the prompts there, and
-    once; what it continues, and what is then called a prompt, is `target` (see `batch_of`).
+    once; what it continues, and what is then called a prompt, is `target` (see `batch_of`). A model
+    with a query stream reads the text so far both ways, anew for each token, and records nothing.
 
     Costs one forward over the prompts and one decode step per token (with `record` one more);
     without the cache, a full forward per token. A beginning that all prompts share is run once for
@@ -241,7 +243,7 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         MemoryLimitError: If it would not fit; says what would take less.
     """
     flag("stream", stream)
-    batch = batch_of(model, prompt, padding_side="left", target=target)
+    batch = _prompts(model, prompt, target)
     rows = len(batch.tokens)
     settings = settings_of(
         model,
@@ -255,8 +257,10 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         ignore_eos=ignore_eos,
     )
     sites = captured_sites(record, model)
+    if sites and model.sizes.predicts:
+        raise OptionError("record", "left out: run the finished text", record)
     draws = generators(seed, rows, model.device)
-    cached = flag("use_cache", use_cache)
+    cached = flag("use_cache", use_cache) and model.causal
     chunk = chunk_of(prefill_chunk, use_cache=cached)
     program, room = compile_plan(plan_of(plan, plans, rows), model, rows), max(settings.limits)
     need = generation_need(model, batch, program, room, sites, cached=cached, chunk=chunk)
@@ -276,6 +280,13 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         return pieces
     deque(pieces, maxlen=0)
     return pieces.result()
+
+
+def _prompts(model: Model, prompt: Prompt, target: Prompt | None) -> Batch:
+    """What is continued, padded on the left."""
+    if model.sizes.predicts and target is None:
+        return padded(model, open_rows(model, prompt), "left", None)
+    return batch_of(model, prompt, padding_side="left", target=target)
 
 
 def _pieces(

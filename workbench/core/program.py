@@ -162,7 +162,7 @@ def compile_plan(plan: Plan, model: Model, batch: int) -> Program:
         readings(plan, by_site, model),
         {},
     )
-    return replace(whole, sides=_sides(whole, model)) if model.sizes.n_encoder_layers else whole
+    return replace(whole, sides=_sides(whole, model)) if model.sizes.reads_source else whole
 
 
 def _sides(whole: Program, model: Model) -> Mapping[Side, Program]:

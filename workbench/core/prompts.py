@@ -113,6 +113,19 @@ def _plain(model: "Model", text: str) -> tuple[int, ...]:
     return model.tokenizer.encode(text, special=False)
 
 
+def open_rows(model: "Model", prompt: Prompt) -> list[tuple[int, ...]]:
+    """The ids of prompts that go on, so that texts have no special tokens around them.
+
+    Raises:
+        PromptError: If a prompt is empty, beyond the context, or has ids outside the vocabulary.
+    """
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if isinstance(texts, Tensor):
+        return token_rows(model, texts)
+    told = [_plain(model, one) if isinstance(one, str) else one for one in texts]
+    return token_rows(model, cast("Prompt", told))
+
+
 def target_rows(model: "Model", target: Prompt | None, count: int) -> list[tuple[int, ...]]:
     """The ids that each of `count` rows of a decoder has been given.
 

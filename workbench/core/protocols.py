@@ -36,6 +36,19 @@ NEXT_TOKEN = Output()
 
 
 @dataclass(frozen=True)
+class Streams:
+    """What the batches of a model with XLNet's attention tell, beside the tokens.
+
+    With `query` there is a second stream of targets, which a batch must have. With `halves` the
+    second half of a batch's rows is read as if it ran backwards. Token types and the memory of
+    earlier segments they may have in any case.
+    """
+
+    query: bool = False
+    halves: bool = False
+
+
+@dataclass(frozen=True)
 class Sizes:
     """The counts and widths of a model, and what its logits are.
 
@@ -54,6 +67,17 @@ class Sizes:
     n_encoder_layers: int = 0
     start_id: int | None = None
     output: Output = NEXT_TOKEN
+    streams: Streams | None = None
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether batches have a source: what an encoder reads, or the content of targets."""
+        return self.n_encoder_layers > 0 or self.predicts
+
+    @property
+    def predicts(self) -> bool:
+        """Whether there is a query stream, so that logits are of a batch's targets."""
+        return self.streams is not None and self.streams.query
 
     @property
     def d_out(self) -> int:

@@ -146,12 +146,14 @@ def reader_of(  # noqa: PLR0913 - what is read, where, of what, and in which bat
     Raises:
         UnknownNameError: If the model lacks one of `sites`, or a site of the plan.
         OptionError: If a text is too short for `position`, or the plan names rows, or a site is a
-            decoder's that reads an encoder.
+            decoder's that reads an encoder, or the model has a query stream.
         PromptError: If a text cannot be run.
         NeverActedError: If an intervention acts only after the last site that is read.
         EmptySelectionError: If one names positions that no text has.
     """
     wanted, rows, plan = select(sites, model.sites), token_rows(model, texts), as_plan(plan)
+    if model.sizes.predicts:
+        raise OptionError("model", "of the content stream alone: it reads the texts", model.name)
     encoder = bool(model.sizes.n_encoder_layers)
     for site in wanted:
         if "pos" not in site.axes:

@@ -119,8 +119,8 @@ def as_batch(
         return batch_of(model, prompt, padding_side=side, attention_mask=mask, target=target)
     if target is not None:
         raise OptionError("target", "left out: a Batch has its own tokens", target)
-    if (prompt.source is None) != (not model.sizes.n_encoder_layers):
-        made = "made for this model: one with an encoder has a source, others have none"
+    if (prompt.source is None) != (not model.sizes.reads_source):
+        made = "made for this model: one of two stacks or streams has a source, others have none"
         raise OptionError("prompt", made, "a Batch of another")
     if mask is not None:
         raise OptionError("attention_mask", "left out: a Batch has its own, `real`", mask)

@@ -100,7 +100,8 @@ def run(  # noqa: PLR0913 - the arguments of a forward
     """
     batch = as_batch(model, prompt, padding_side, attention_mask, target)
     expect("tap", tap, Tap, "a tap: wants(site), and a call with a site and its activation")
-    if spill is not None and batch.source is not None:
+    beside = batch.source is not None or batch.memory or batch.backward is not None
+    if spill is not None and beside:
         raise OptionError("spill", "left out: a file holds the batch of one stack", str(spill))
     program = compile_plan(as_plan(plan), model, len(batch.tokens))
     asked = request_of(

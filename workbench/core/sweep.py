@@ -201,7 +201,13 @@ def _of_grid(
 
 
 def _donor(model: Model, source: Prompt, base: Batch) -> Batch:
-    """The prompts that activations are taken from, with the target of the base run."""
+    """The prompts that activations are taken from, with the target of the base run.
+
+    Raises:
+        OptionError: If the model has a query stream: which targets is not said.
+    """
+    if model.sizes.predicts:
+        raise OptionError("source", "a Batch, with the targets of the base run", "prompts")
     if base.source is None:
         return batch_of(model, source)
     rows = [

@@ -22,6 +22,7 @@ from workbench.core.errors import FormatError, NonFiniteError, OptionError, Weig
 from workbench.core.options import number
 from workbench.core.provenance import digest
 from workbench.models.checkpoint import read_pickled
+from workbench.models.kinds import model_of
 from workbench.models.load import family_of
 from workbench.models.safetensors_file import MappedTensors
 from workbench.models.tables import read_table
@@ -89,7 +90,7 @@ class Adapter:
         which = digest(
             [self.name, strength, *(pair.b.double().sum() for pair in self.pairs.values())]
         )
-        return Transformer(
+        return model_of(
             stack,
             name=f"{model.name} + {self.name}",
             fingerprint=f"{model.fingerprint}+{which}",

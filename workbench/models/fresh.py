@@ -19,6 +19,7 @@ from workbench.core.options import count
 from workbench.core.protocols import Vocabulary
 from workbench.core.tap import UNTAPPED
 from workbench.models.config import Config
+from workbench.models.kinds import model_of
 from workbench.models.layers.norm import Norm
 from workbench.models.load import as_vocabulary, empty, family_of, fill, fingerprint
 from workbench.models.transformer import Origin, Stack, Transformer
@@ -125,7 +126,7 @@ def new(
             weights["unembed.weight"] = weights["embed.tokens"]
         fill(stack, weights)
     vocabulary: Vocabulary | None = None if tokenizer is None else as_vocabulary(tokenizer)
-    return Transformer(
+    return model_of(
         stack,
         name=name or f"new {table['model_type']}",
         fingerprint=fingerprint(table, stack),

@@ -21,8 +21,8 @@ from workbench.core.protocols import Vocabulary
 from workbench.core.store import folder_or_file
 from workbench.models.checkpoint import read_folder, release, resolve
 from workbench.models.config import Config
-from workbench.models.encoder_decoder import EncoderDecoder, TwoStacks
 from workbench.models.family import FAMILIES, Family
+from workbench.models.kinds import model_of
 from workbench.models.layers.linear import Tiled
 from workbench.models.transformer import Origin, Stack, Transformer
 
@@ -141,11 +141,7 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     if rearrange:
         _rearrange(stack, weights, whole=rearrange == "whole")
     origin = Origin(MappingProxyType(dict(config)), folder)
-    if isinstance(stack, TwoStacks):
-        return EncoderDecoder(
-            stack, name=name, fingerprint=digest, tokenizer=tokenizer, origin=origin
-        )
-    return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer, origin=origin)
+    return model_of(stack, name=name, fingerprint=digest, tokenizer=tokenizer, origin=origin)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

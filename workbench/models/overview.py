@@ -120,12 +120,19 @@ def _names(sites: Sites) -> tuple[str, ...]:
 
 
 def architecture_of(model_type: str, kind: str) -> str:
-    """What transformers calls its class of a model type for what a kind does."""
+    """What transformers calls its class of a model type for what a kind does.
+
+    Raises:
+        OptionError: If it has none.
+    """
     from transformers.models.auto import modeling_auto
 
     tables = vars(modeling_auto)
-    found = tables[TASKS[kind]].get(model_type) or tables["MODEL_MAPPING_NAMES"][model_type]
-    return found if isinstance(found, str) else found[0]
+    for table in (TASKS[kind], TASKS["decoder"], "MODEL_MAPPING_NAMES"):
+        found = tables[table].get(model_type)
+        if found is not None:  # an encoder may be known as what it writes with
+            return found if isinstance(found, str) else found[0]
+    raise OptionError("model_type", "one that transformers has a class for", model_type)
 
 
 def _short(name: str) -> str:

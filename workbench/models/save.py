@@ -95,6 +95,8 @@ def _empty_twin(config: Mapping[str, Any], model: Transformer) -> nn.Module:
     reader = "AutoModelForCausalLM" if model.causal else "AutoModelForMaskedLM"
     if named[0] in classes["MODEL_MAPPING_NAMES"].values():
         reader = "AutoModel"
+    elif named[0] in classes["MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"].values():
+        reader = "AutoModelForCausalLM"  # of some that read both ways, too
     with torch.device("meta"):
         return classes[reader].from_config(theirs)
 

@@ -55,7 +55,7 @@ def settings_of(  # noqa: PLR0913 - the options of a generation
             both ways.
         PromptError: If a prompt leaves no room.
     """
-    if not model.causal:
+    if not (model.causal or model.sizes.predicts):
         raise OptionError(
             "model", "causal: one that reads both ways says no next token", model.name
         )

@@ -19,6 +19,7 @@ from workbench.core.generation import prefix
 from workbench.core.generation.capture import Capture
 from workbench.core.ledger import Ledger, Receipt
 from workbench.core.modes import forward_only
+from workbench.core.predictions import following
 from workbench.core.program import Program, compile_plan
 from workbench.core.protocols import Model, new_cache
 from workbench.core.run import FiniteWatch, not_finite, unembed_at
@@ -150,6 +151,8 @@ class Writer:
         real = said >= 0
         start, prompt = torch.zeros_like(self._lengths), self._prompts.prompt
         whole = Batch(said.clamp(min=0), None if bool(real.all()) else real, start, prompt)
+        if self._model.sizes.predicts:
+            return following(self._model, whole)
         return replace(whole, source=self._prompts.source)
 
     def _answers(self, batch: Batch, cache: KeyValueCache | None) -> Answers:
