@@ -154,6 +154,7 @@ def test_a_model_from_a_configuration_learns() -> None:
 
 REFUSED: dict[str, Any] = {
     "positional_embedding_type": "alibi",
+    "use_local_attn": True,
     "use_qk_norm": True,
     "rotary_dim": 3,
     "post_embedding_ln": True,

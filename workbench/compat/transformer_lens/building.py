@@ -47,7 +47,10 @@ UNBUILT: Mapping[str, Callable[[HookedTransformerConfig], tuple[str, bool]]] = M
             not c.use_normalization_before_and_after,
         ),
         "use_qk_norm": lambda c: ("False", not c.use_qk_norm),
-        "use_local_attn": lambda c: ("False", not c.use_local_attn),
+        "use_local_attn": lambda c: (
+            "with window_size, and attn_types of each layer, 'global' or 'local'",
+            not c.use_local_attn or _has_windows(c),
+        ),
         "rotary_dim": lambda c: (
             f"even, and {c.d_head} at most",
             c.rotary_dim is None or (c.rotary_dim <= c.d_head and c.rotary_dim % 2 == 0),
@@ -118,6 +121,18 @@ def _stack(cfg: HookedTransformerConfig, sizes: Sizes) -> Stack:
     )
 
 
+def _has_windows(cfg: HookedTransformerConfig) -> bool:
+    types = cfg.attn_types or []
+    known = len(types) == cfg.n_layers and set(types) <= {"global", "local"}
+    return known and cfg.window_size is not None and cfg.window_size > 0
+
+
+def _window(cfg: HookedTransformerConfig, layer: int) -> int | None:
+    if not cfg.use_local_attn or cfg.attn_types is None:
+        return None
+    return cfg.window_size if cfg.attn_types[layer] == "local" else None
+
+
 def _rotary(cfg: HookedTransformerConfig) -> Rotary:
     width = cfg.rotary_dim or cfg.d_head
     if cfg.use_NTK_by_parts_rope:
@@ -169,6 +184,7 @@ def _block(cfg: HookedTransformerConfig, layer: int, *, turning: bool) -> PreNor
         out_bias=True,
         turn=rotate_neighbours if cfg.rotary_adjacent_pairs else rotate,
         cap=_cap(cfg.attn_scores_soft_cap),
+        window=_window(cfg, layer),
     )
     ln1, mlp = _norm(cfg, at, "ln1"), _mlp(cfg, at)
     ln2 = NoNorm() if cfg.attn_only else _norm(cfg, at, "ln2")
