@@ -65,10 +65,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 LATER: dict[str, dict[str, Any]] = {
+    "alibi": {"positional_embedding_type": "alibi"},
+    "alibi_six": {"positional_embedding_type": "alibi", "n_heads": 6},
+    "solu_ln": {"act_fn": "solu_ln"},
+    "embedding_norm": {"positional_embedding_type": "alibi", "post_embedding_ln": True},
     "windows": {"use_local_attn": True, "attn_types": ["global", "local"], "window_size": 3},
+    "query_key_norm": {**ROTARY, "use_qk_norm": True, "normalization_type": "RMS"},
+    "experts": {
+        **ROTARY,
+        "num_experts": 4,
+        "experts_per_token": 2,
+        "normalization_type": "RMS",
+        "act_fn": "silu",
+    },
+    "norms_around": {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
 }
 WRONG_PROCESSED = ("layer_norm_gated", "final_rms", "caps")  # 2.18 changes what these models say
-NOT_PROCESSED = (*WRONG_PROCESSED, "folded_layer_norm", "folded_rms", "no_norm")  # or refuses
+NOT_PROCESSED = (
+    *WRONG_PROCESSED,
+    "folded_layer_norm",
+    "folded_rms",
+    "no_norm",
+    "experts",
+)  # or refuses
 # Of the others only what their option changes.
 WHOLE = ("layer_norm", "grouped_rms_gated_rotary", "layer_norm_gated", "attention_only", "no_norm")
 PART = (
