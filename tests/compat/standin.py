@@ -52,6 +52,7 @@ class Config:
     d_mlp: int | None = 24
     attn_only: bool = False
     normalization_type: str | None = "LN"
+    use_normalization_before_and_after: bool = False
     final_rms: bool = False
     positional_embedding_type: str = "standard"
     attention_dir: str = "causal"

@@ -72,7 +72,7 @@ def agree(found: Tensor, expected: Tensor, tolerance: float, what: str = "") -> 
 
 
 def test_there_are_goldens() -> None:
-    assert len(NAMES) >= 14
+    assert len(NAMES) >= 22
 
 
 @goldens
@@ -153,20 +153,26 @@ def test_a_model_from_a_configuration_learns() -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "positional_embedding_type": "alibi",
-    "use_qk_norm": True,
-    "rotary_dim": 3,
-    "post_embedding_ln": True,
-    "use_normalization_before_and_after": True,
-    "use_hook_tokens": True,
-    "act_fn": "solu_ln",
+    "positional_embedding_type": {"positional_embedding_type": "shortformer"},
+    "alibi": {"positional_embedding_type": "alibi", "attention_dir": "bidirectional"},
+    "use_local_attn": {"use_local_attn": True},
+    "rotary_dim": {"rotary_dim": 3},
+    "rotary_base_local": {"rotary_base_local": 100},
+    "use_normalization_before_and_after": {
+        "use_normalization_before_and_after": True,
+        "parallel_attn_mlp": True,
+    },
+    "use_hook_tokens": {"use_hook_tokens": True},
+    "num_experts": {"num_experts": 2, "experts_per_token": 3},
+    "act_fn": {"act_fn": "xielu"},
+    "solu_ln": {"act_fn": "solu_ln", "gated_mlp": True},
 }
 
 
 @pytest.mark.parametrize("option", REFUSED)
 def test_what_no_brick_does_is_refused_by_its_name(option: str) -> None:
     with pytest.raises(OptionError, match=option):
-        built("layer_norm", **{option: REFUSED[option]})
+        built("layer_norm", **REFUSED[option])
 
 
 def test_a_configuration_checks_its_own_fields() -> None:

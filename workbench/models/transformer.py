@@ -29,6 +29,7 @@ from workbench.models.layers.linear import Tiled
 from workbench.models.layers.mlp import FeedForward
 from workbench.models.layers.norm import Norm
 from workbench.models.layers.positions import Rotary
+from workbench.models.layers.sandwich import SandwichBlock
 from workbench.models.layers.score_bias import ScoreBias
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class ParallelBlock(AnyBlock):
         return tap(self.at_post, resid + attended + written)
 
 
-PreNormBlock = Block | ParallelBlock  # whose parts the classic interface and folding know
+# Whose parts the classic interface and folding know.
+PreNormBlock = Block | ParallelBlock | SandwichBlock
 
 
 class Stack(nn.Module):

@@ -13,6 +13,7 @@ and log-probabilities after `process_weights_` where 2.18 is right.
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,30 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rotary_dim": 4,
     },
 }
+LATER: dict[str, dict[str, Any]] = {
+    "alibi": {"positional_embedding_type": "alibi"},
+    "alibi_six": {"positional_embedding_type": "alibi", "n_heads": 6},
+    "solu_ln": {"act_fn": "solu_ln"},
+    "embedding_norm": {"positional_embedding_type": "alibi", "post_embedding_ln": True},
+    "windows": {"use_local_attn": True, "attn_types": ["global", "local"], "window_size": 3},
+    "query_key_norm": {**ROTARY, "use_qk_norm": True, "normalization_type": "RMS"},
+    "experts": {
+        **ROTARY,
+        "num_experts": 4,
+        "experts_per_token": 2,
+        "normalization_type": "RMS",
+        "act_fn": "silu",
+    },
+    "norms_around": {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
+}
 WRONG_PROCESSED = ("layer_norm_gated", "final_rms", "caps")  # 2.18 changes what these models say
-NOT_PROCESSED = (*WRONG_PROCESSED, "folded_layer_norm", "folded_rms", "no_norm")  # or refuses
+NOT_PROCESSED = (
+    *WRONG_PROCESSED,
+    "folded_layer_norm",
+    "folded_rms",
+    "no_norm",
+    "experts",
+)  # or refuses
 # Of the others only what their option changes.
 WHOLE = ("layer_norm", "grouped_rms_gated_rotary", "layer_norm_gated", "attention_only", "no_norm")
 PART = (
@@ -74,6 +97,13 @@ PART = (
     "resid_post",
     "ln_final.hook_normalized",
     "resid_pre",
+)
+MORE = (
+    "mlp.hook_mid",
+    "mlp.hook_post",
+    "embed.ln.hook_normalized",
+    "hook_pattern",
+    "hook_attn_out",
 )
 FLAGS = ("use_attn_result", "use_hook_mlp_in")
 
@@ -126,7 +156,8 @@ def make(name: str, options: dict[str, Any]) -> None:
     with torch.no_grad():
         logits, cache = model.run_with_cache(ids)
         tensors["logits"] = logits
-        kept = {n: v for n, v in cache.items() if name in WHOLE or n.endswith(PART)}
+        part = (*PART, *MORE) if name in LATER else PART
+        kept = {n: v for n, v in cache.items() if name in WHOLE or n.endswith(part)}
         tensors |= {f"cache/{n}": v for n, v in kept.items()}
         mask = torch.ones_like(ids)
         mask[0, :2] = 0
@@ -151,5 +182,7 @@ def make(name: str, options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    for each, changes in CONFIGS.items():
-        make(each, changes)
+    make("layer_norm", CONFIGS["layer_norm"])  # whose weights others share
+    for each, changes in (CONFIGS | LATER).items():
+        if len(sys.argv) < 2 or each in sys.argv[1:]:
+            make(each, changes)

@@ -54,6 +54,11 @@ class ConfigView(Protocol):
         ...
 
     @property
+    def use_normalization_before_and_after(self) -> bool:
+        """Whether norms follow attention and neurons, too."""
+        ...
+
+    @property
     def final_rms(self) -> bool:
         """Whether the final norm is an RMSNorm, whatever the others are."""
         ...

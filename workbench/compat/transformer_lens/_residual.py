@@ -76,7 +76,12 @@ class Stream:
         return [self._at(f"hook_{kind}") for kind in found], found
 
     def heads(self, layer: int) -> tuple[Stack, list[str]]:
-        """What each head before `layer` wrote; without its layer's bias."""
+        """What each head before `layer` wrote; without its layer's bias.
+
+        Raises:
+            OptionError: If a norm follows what is written.
+        """
+        self._check_plain()
         results = [
             rearrange(self._head_results(block), "... head d_model -> head ... d_model")
             for block in range(layer)
@@ -87,7 +92,12 @@ class Stream:
         ]
 
     def neurons(self, layer: int, chosen: Slice) -> tuple[Stack, list[str]]:
-        """What each chosen neuron before `layer` wrote; without its layer's bias."""
+        """What each chosen neuron before `layer` wrote; without its layer's bias.
+
+        Raises:
+            OptionError: If a norm follows what is written.
+        """
+        self._check_plain()
         kept = Slice([chosen.slice]) if isinstance(chosen.slice, int) else chosen
         results = [
             rearrange(self.neuron_results(block, kept), "... neuron d_model -> neuron ... d_model")
@@ -119,6 +129,16 @@ class Stream:
         """Stacks as one."""
         parts = list(stacks)
         return torch.cat(parts) if parts else self._stream()[None][:0]
+
+    def _check_plain(self) -> None:
+        """Refuses parts of a sum that do not sum to what is written.
+
+        Raises:
+            OptionError: If a norm follows heads and neurons.
+        """
+        if self.model.cfg.use_normalization_before_and_after:
+            allowed = "one whose heads and neurons write to the stream as they are"
+            raise OptionError("model", allowed, "one where a norm follows them")
 
     def _head_results(self, layer: int) -> Float[Tensor, "... head d_model"]:
         name = f"blocks.{layer}.attn.hook_result"

@@ -6,7 +6,13 @@ from workbench.compat.transformer_lens.config import HookedTransformerConfig
 from workbench.core.errors import OptionError
 from workbench.core.sites import Site
 from workbench.models.config import ACTIVATIONS, Activation
-from workbench.models.layers.mlp import MLP, GatedMLP
+from workbench.models.layers.experts import (
+    Experts,
+    GatedExpert,
+    of_all_normalised,
+    of_chosen,
+)
+from workbench.models.layers.mlp import MLP, FeedForward, GatedMLP
 from workbench.models.layers.norm import (
     LayerNorm,
     NoNorm,
@@ -14,10 +20,13 @@ from workbench.models.layers.norm import (
     PlainLayerNorm,
     PlainRMSNorm,
     RMSNorm,
+    Times,
 )
 from workbench.models.layers.positions import rotate_neighbours
+from workbench.models.layers.sandwich import SandwichBlock
+from workbench.models.layers.score_bias import Alibi
 from workbench.models.transformer import ParallelBlock, PreNormBlock, Stack, Transformer
-from workbench.models.views.stacks import blocks_of, embed_of, words_of
+from workbench.models.views.stacks import bias_of, blocks_of, embed_of, words_of
 
 # Whole key sets are named here: the sites which the classic makes only where a flag says so.
 FLAGGED = {
@@ -42,8 +51,6 @@ def config_of(model: Transformer) -> HookedTransformerConfig:
     words = words_of(stack)
     block = blocks_of(stack)[0]
     mlp = block.mlp
-    learned = stack.embed.positions is not None
-    rotary = stack.rotary is not None
     return HookedTransformerConfig(
         n_layers=sizes.n_layers,
         d_model=sizes.d_model,
@@ -62,7 +69,9 @@ def config_of(model: Transformer) -> HookedTransformerConfig:
         normalization_type=_norm_type(block.ln1),
         final_rms=isinstance(stack.ln_final, RMSNorm | PlainRMSNorm)
         and isinstance(block.ln1, LayerNorm | PlainLayerNorm),
-        positional_embedding_type="rotary" if rotary else "standard" if learned else "alibi",
+        positional_embedding_type=_positions(stack),
+        post_embedding_ln=embed_of(stack).ln is not None,
+        use_normalization_before_and_after=isinstance(block, SandwichBlock),
         parallel_attn_mlp=isinstance(block, ParallelBlock),
         rotary_adjacent_pairs=block.attn.turn is rotate_neighbours,
         attn_scores_soft_cap=-1.0 if block.attn.cap is None else block.attn.cap,
@@ -74,6 +83,8 @@ def config_of(model: Transformer) -> HookedTransformerConfig:
         attention_dir="causal" if stack.causal else "bidirectional",
         attn_only=mlp is None,
         gated_mlp=isinstance(mlp, GatedMLP),
+        num_experts=len(mlp.experts) if isinstance(mlp, Experts) else None,
+        experts_per_token=mlp.k if isinstance(mlp, Experts) else None,
         n_key_value_heads=None
         if sizes.n_key_value_heads == sizes.n_heads
         else sizes.n_key_value_heads,
@@ -99,6 +110,9 @@ def _check(stack: Stack) -> None:
         "layers that turn and layers that do not": len({attn.rotary for attn in attentions}) > 1,
         "windows of several widths": len({a.window for a in attentions} - {None}) > 1,
         "attention sinks": any(attn.sinks is not None for attn in attentions),
+        "a bias of scores that is no ALiBi": not isinstance(stack.score_bias, Alibi | None),
+        "writings times a number": any(isinstance(part, Times) for part in stack.modules()),
+        "experts other than Mixtral's": not all(_plain_experts(b.mlp) for b in blocks_of(stack)),
         "clipped queries": any(attn.clip is not None for attn in attentions),
         "norms over all heads": not all(isinstance(norm, RMSNorm | NoNorm) for norm in norms),
     }
@@ -116,10 +130,30 @@ def enabled(cfg: HookedTransformerConfig, site: Site) -> bool:
     return name is None or bool(vars(cfg)[name])
 
 
+def _plain_experts(mlp: FeedForward | None) -> bool:
+    """Whether there are none, or gated ones whose weights sum to 1 and nothing beside them."""
+    if not isinstance(mlp, Experts):
+        return True
+    gated = all(isinstance(expert, GatedExpert) for expert in mlp.experts)
+    chosen = mlp.choose in (of_all_normalised, of_chosen)  # which are one and the same
+    return gated and chosen and mlp.shared is None and bias_of(mlp.router) is None
+
+
+def _positions(stack: Stack) -> str:
+    if stack.rotary is not None:
+        return "rotary"
+    learned = stack.embed.positions is not None and not embed_of(stack).idle
+    return "standard" if learned else "alibi"
+
+
 def _activation(block: PreNormBlock) -> str | None:
-    if not isinstance(block.mlp, MLP | GatedMLP):
-        return None
-    return activation_name(block.mlp.act)
+    match block.mlp:
+        case MLP() | GatedMLP() as mlp:
+            return activation_name(mlp.act)
+        case Experts() as mlp if isinstance(expert := mlp.experts[0], GatedExpert):
+            return activation_name(expert.act)
+        case _:
+            return None
 
 
 def activation_name(act: Activation) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.compat.transformer_lens.config import HookedTransformerConfig
-from workbench.compat.transformer_lens.weights import native, native_names
+from workbench.compat.transformer_lens.native import native, native_names
 from workbench.models.layers.norm import LayerNorm, RMSNorm
 from workbench.models.transformer import Stack
 
@@ -89,15 +89,26 @@ def _drawn(cfg: HookedTransformerConfig) -> list[str]:
     """The names in the order in which the classic draws them."""
     key = "_" if cfg.groups != cfg.n_heads else ""
     parts = ["attn.W_Q", "attn.W_O", f"attn.{key}W_K", f"attn.{key}W_V"]
-    parts += [] if cfg.attn_only else ["mlp.W_in", "mlp.W_out"]
-    parts += ["mlp.W_gate"] if cfg.gated_mlp and not cfg.attn_only else []
+    parts += [] if cfg.attn_only else _drawn_neurons(cfg)
     inner = [f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in parts]
-    learned = ["pos_embed.W_pos"] if cfg.positional_embedding_type == "standard" else []
+    learned = [] if cfg.positional_embedding_type == "rotary" else ["pos_embed.W_pos"]
     return ["embed.W_E", *learned, *inner, "unembed.W_U"]
+
+
+def _drawn_neurons(cfg: HookedTransformerConfig) -> list[str]:
+    if cfg.num_experts is None:
+        return ["mlp.W_in", "mlp.W_out", *(["mlp.W_gate"] if cfg.gated_mlp else [])]
+    kinds, places = ("W_in", "W_out", "W_gate"), range(cfg.num_experts)
+    each = [f"mlp.experts.{place}.{kind}.weight" for place in places for kind in kinds]
+    return [*each, "mlp.W_gate.weight"]
 
 
 def _classic_shape(name: str, cfg: HookedTransformerConfig) -> tuple[int, ...]:
     d, m = cfg.d_model, cfg.d_mlp or 0
+    if name.endswith(".mlp.W_gate.weight"):
+        return cfg.num_experts or 0, d
+    if name.endswith(".weight"):  # an expert's, in the layout of torch's linear maps
+        return (d, m) if "W_out" in name else (m, d)
     return {
         "W_E": (cfg.d_vocab, d),
         "W_pos": (cfg.n_ctx, d),

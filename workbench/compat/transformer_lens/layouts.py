@@ -70,12 +70,16 @@ def grouped(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def constants(stack: Stack, n_ctx: int, device: torch.device) -> dict[str, Tensor]:
     """What 2.x keeps among its weights: one mask a block of n_ctx² truth values, and its like."""
-    made = {"mask": _causal(n_ctx, device), "IGNORE": torch.tensor(float("-inf"), device=device)}
+    made = {"IGNORE": torch.tensor(float("-inf"), device=device)}
     if stack.rotary is not None:
         dtype = stack.embed.tokens.dtype
         made["rotary_sin"], made["rotary_cos"] = _turns(stack, n_ctx, device, dtype)
-    layers = range(len(blocks_of(stack)))
-    return {f"blocks.{i}.attn.{name}": value for i in layers for name, value in made.items()}
+    masks = {window: _seen(n_ctx, window, device) for window in {None, *stack.windows}}
+    found: dict[str, Tensor] = {}
+    for layer, block in enumerate(blocks_of(stack)):
+        own = {"mask": masks[block.attn.window], **made}
+        found |= {f"blocks.{layer}.attn.{name}": value for name, value in own.items()}
+    return found
 
 
 def _constant(name: str, n_layers: int) -> str | None:
@@ -90,9 +94,11 @@ def _strange(kind: str, name: str, value: Tensor, stack: Stack) -> Iterator[str]
     if kind == "IGNORE":
         return
     if kind == "mask":
+        window = blocks_of(stack)[int(name.split(".")[1])].attn.window
         square = value.ndim == 2 and value.shape[0] == value.shape[1]
-        if not square or not torch.equal(value.bool(), _causal(len(value), value.device)):
-            yield f"another model's: {name} is not the causal mask, which is all there is here"
+        if not square or not torch.equal(value.bool(), _seen(len(value), window, value.device)):
+            own = "causal mask" if window is None else f"mask of a window of {window}"
+            yield f"another model's: {name} is not the {own}, which is what there is here"
         return
     if stack.rotary is None:
         yield f"unexpected: {name}, as this model has no rotary positions"
@@ -103,8 +109,10 @@ def _strange(kind: str, name: str, value: Tensor, stack: Stack) -> Iterator[str]
         yield f"another model's: {name} turns by other angles than rotary positions here"
 
 
-def _causal(n_ctx: int, device: torch.device) -> Tensor:
-    return torch.ones((n_ctx, n_ctx), dtype=torch.bool, device=device).tril()
+def _seen(n_ctx: int, window: int | None, device: torch.device) -> Tensor:
+    """Which keys (columns) each query sees: itself and those before it, in its window."""
+    causal = torch.ones((n_ctx, n_ctx), dtype=torch.bool, device=device).tril()
+    return causal if window is None else causal.triu(1 - window)
 
 
 def _turns(

@@ -45,10 +45,13 @@ def accumulated_bias(
     """The sum of all biases written before a layer.
 
     Raises:
-        OptionError: If there is no such layer.
+        OptionError: If there is no such layer, or a norm follows what is written.
     """
     if not 0 <= layer <= len(blocks) - mlp_input:
         raise OptionError("layer", f"within 0…{len(blocks) - mlp_input}", layer)
+    if blocks[0].ln1_post.w is not None:
+        allowed = "one whose heads and neurons write to the stream as they are"
+        raise OptionError("model", allowed, "one where a norm follows them")
     total = blocks[0].attn.b_O.new_zeros(d_model)
     for block in blocks[:layer]:
         total = total + block.attn.b_O

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.compat.transformer_lens.calls import Call, Read, Returned, read, run_call
@@ -34,7 +34,7 @@ class Kept:
     remove_batch_dim: bool = False
     pos_slice: Slice | SliceInput = None
 
-    def entry(self, site: Site, value: Float[Tensor, "..."]) -> Tensor:
+    def entry(self, site: Site, value: Float[Tensor, "..."] | Int[Tensor, "..."]) -> Tensor:
         """The part that is kept; the axis of positions is the site's own.
 
         Raises:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from workbench.compat.transformer_lens.layouts import by_block
+from workbench.compat.transformer_lens.native import native, native_names
 from workbench.compat.transformer_lens.places import Shown
-from workbench.compat.transformer_lens.weights import ClassicWeights, native, native_names
+from workbench.compat.transformer_lens.weights import ClassicWeights
 from workbench.core.errors import WeightsError
 from workbench.models.layers.context import At, in_block, outside_blocks
-from workbench.models.layers.mlp import GatedMLP
+from workbench.models.layers.mlp import MLP, GatedMLP
 from workbench.models.layers.norm import LayerNorm, Norm, PlainLayerNorm, PlainRMSNorm, RMSNorm
 from workbench.models.transformer import Stack, Transformer
 from workbench.models.views.stacks import blocks_of, frozen, like, shared, words_of
@@ -85,6 +86,8 @@ def unfolded(model: Transformer, given: Mapping[str, Tensor]) -> Transformer:
             block.ln1 = _weighted(block.ln1, width, at, "ln1")
         if f"{here}.ln2.w" in given:
             block.ln2 = _weighted(block.ln2, width, at, "ln2")
+        if f"{here}.mlp.ln.w" in given and isinstance(block.mlp, MLP) and block.mlp.ln is not None:
+            block.mlp.ln = _weighted(block.mlp.ln, model.sizes.d_mlp, at, "mlp.ln")
     if "ln_final.w" in given:
         stack.ln_final = _weighted(stack.ln_final, width, outside_blocks, "ln_final")
     return like(model, stack, "")

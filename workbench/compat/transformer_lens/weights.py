@@ -4,7 +4,7 @@ Notable: what is shown per block are views of the stack's own tensors (see `lend
 stacked over blocks is made anew each time, as a weight may have been written to.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar, final
 
@@ -15,18 +15,22 @@ from torch import Tensor, nn
 
 from workbench.compat.transformer_lens.factored_matrix import FactoredMatrix
 from workbench.compat.transformer_lens.lending import Loan
+from workbench.compat.transformer_lens.native import expert_names
 from workbench.compat.transformer_lens.places import Place, Shown
 from workbench.core.errors import OptionError
 from workbench.core.tap import UNTAPPED
 from workbench.models.layers.attention import Attention
+from workbench.models.layers.experts import Experts
 from workbench.models.layers.mlp import MLP, FeedForward, GatedMLP
-from workbench.models.layers.norm import LayerNorm, Norm, RMSNorm
+from workbench.models.layers.norm import LayerNorm, NoNorm, Norm, RMSNorm
+from workbench.models.layers.sandwich import SandwichBlock
 from workbench.models.transformer import PreNormBlock, Stack
-from workbench.models.views.stacks import bias_of, blocks_of, words_of
+from workbench.models.views.stacks import bias_of, blocks_of, embed_of, words_of
 
 Matrices = Float[Tensor, "head d_model d_head"]
 Biases = Float[Tensor, "head d_head"]
 Made = TypeVar("Made")
+NO_NORMS = (NoNorm(), NoNorm())
 
 
 @final
@@ -137,6 +141,13 @@ class FeedForwardWeights(Place):
         return self._mlp.feed(flat, UNTAPPED).reshape(x.shape)
 
     @property
+    def ln(self) -> "NormWeights":
+        """The norm of the neurons; without weights where there is none."""
+        mlp = self._mlp
+        norm = mlp.ln if isinstance(mlp, MLP) else None
+        return NormWeights(norm or NoNorm(), f"{self._name}.ln", Shown(self._loan, self._find))
+
+    @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:  # noqa: N802
         """What each neuron reads; the linear half of a gated one."""
         return self._loan.own(self._brick().up, "weight").mT
@@ -178,6 +189,13 @@ class FeedForwardWeights(Place):
         """What is written once for all neurons."""
         return _bias(self._brick().down, self._loan)
 
+    def of_experts(self) -> dict[str, Tensor]:
+        """The weights of a mixture by their names in the block, in the classic's own layout."""
+        assert isinstance(self._mlp, Experts)  # nothing else has them
+        places = {old: new.removesuffix(".weight") for old, new in expert_names(self._mlp).items()}
+        linears = {name: self._mlp.get_submodule(place) for name, place in places.items()}
+        return {f"mlp.{n}": self._loan.own(linear, "weight") for n, linear in linears.items()}
+
     def _brick(self) -> MLP | GatedMLP:
         if not isinstance(self._mlp, MLP | GatedMLP):
             raise OptionError("mlp", "plain or gated", type(self._mlp).__name__)
@@ -216,10 +234,11 @@ class EmbedWeights:
     """The token embedding; may be called."""
 
     W_E: Float[Tensor, "d_vocab d_model"]
+    ln: NormWeights  # of what is embedded; without weights where there is none
 
     def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """The rows of W_E."""
-        return self.W_E[tokens]
+        """The rows of W_E, normalised where a norm comes after them."""
+        return self.ln(self.W_E[tokens])
 
 
 @final
@@ -247,7 +266,8 @@ class UnembedWeights:
 class BlockWeights(Place):
     """One block's parts: `attn`, `ln1`, and where it has neurons `mlp` and `ln2`.
 
-    It may be called on the stream before it, with the facade's hooks.
+    `ln1_post` and `ln2_post` have no weights where no norms follow attention and neurons. A block
+    may be called on the stream before it, with the facade's hooks.
     """
 
     def __init__(self, block: PreNormBlock, layer: int, shown: Shown) -> None:
@@ -256,8 +276,11 @@ class BlockWeights(Place):
         self.attn: Final = AttentionWeights(block.attn, f"{here}.attn", shown)
         self.ln1: Final = NormWeights(block.ln1, f"{here}.ln1", shown)
         self.ln2: Final = NormWeights(block.ln2, f"{here}.ln2", shown)
-        self._q_norm = NormWeights(block.attn.q_norm, f"{here}.attn.q_norm", shown)
-        self._k_norm = NormWeights(block.attn.k_norm, f"{here}.attn.k_norm", shown)
+        after = (block.ln1_post, block.ln2_post) if isinstance(block, SandwichBlock) else NO_NORMS
+        self.ln1_post: Final = NormWeights(after[0], f"{here}.ln1_post", shown)
+        self.ln2_post: Final = NormWeights(after[1], f"{here}.ln2_post", shown)
+        self.q_norm: Final = NormWeights(block.attn.q_norm, f"{here}.attn.q_norm", shown)
+        self.k_norm: Final = NormWeights(block.attn.k_norm, f"{here}.attn.k_norm", shown)
         self._mlp, self._layer, self._shown = block.mlp, layer, shown
 
     def __call__(
@@ -282,11 +305,15 @@ class BlockWeights(Place):
     def named(self) -> dict[str, Tensor]:
         """Each weight by its classic name in the block."""
         found = {**_of_norm("ln1", self.ln1), **self.attn.named()}
-        found |= {**_of_norm("attn.q_norm", self._q_norm), **_of_norm("attn.k_norm", self._k_norm)}
+        found |= _of_norm("ln1_post", self.ln1_post)
+        found |= {**_of_norm("attn.q_norm", self.q_norm), **_of_norm("attn.k_norm", self.k_norm)}
         if self._mlp is None:
             return found
-        mlp, gate = self.mlp, self.mlp.W_gate
-        found |= _of_norm("ln2", self.ln2)
+        mlp, gate = self.mlp, self.mlp.W_gate  # None of experts, which have one each
+        found |= {**_of_norm("ln2", self.ln2), **_of_norm("ln2_post", self.ln2_post)}
+        found |= _of_norm("mlp.ln", mlp.ln)
+        if isinstance(self._mlp, Experts):
+            return found | mlp.of_experts()
         found |= {"mlp.W_in": mlp.W_in, "mlp.W_out": mlp.W_out, "mlp.b_in": mlp.b_in}
         found["mlp.b_out"] = mlp.b_out
         return found if gate is None else {**found, "mlp.W_gate": gate}
@@ -303,6 +330,8 @@ class ClassicWeights:
             BlockWeights(block, layer, shown) for layer, block in enumerate(blocks_of(stack))
         )
         self.ln_final: Final = NormWeights(stack.ln_final, "ln_final", shown)
+        embedded = embed_of(stack).ln or NoNorm()
+        self.embed_ln: Final = NormWeights(embedded, "embed.ln", shown)
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802
@@ -338,7 +367,7 @@ class ClassicWeights:
 
     def named(self) -> dict[str, Tensor]:
         """Every weight by its classic name; views of the stack's own tensors."""
-        found: dict[str, Tensor] = {"embed.W_E": self.W_E}
+        found: dict[str, Tensor] = {"embed.W_E": self.W_E, **_of_norm("embed.ln", self.embed_ln)}
         if self._stack.embed.positions is not None:
             found["pos_embed.W_pos"] = self.W_pos
         for layer, block in enumerate(self.blocks):
@@ -356,37 +385,3 @@ def _bias(linear: nn.Linear, loan: Loan) -> Tensor:
     if bias_of(linear) is None:
         return linear.weight.new_zeros(linear.weight.shape[0])
     return loan.own(linear, "bias")
-
-
-def native(name: str, value: Tensor) -> Tensor:
-    """A classic weight in the layout of the stack's own tensor."""
-    kind = name.rsplit(".", 1)[-1].lstrip("_")
-    if kind in ("W_Q", "W_K", "W_V"):
-        return rearrange(value, "head d_model d -> (head d) d_model")
-    if kind == "W_O":
-        return rearrange(value, "head d d_model -> d_model (head d)")
-    if kind in ("b_Q", "b_K", "b_V"):
-        return rearrange(value, "head d -> (head d)")
-    return value.mT if kind in ("W_in", "W_gate", "W_out", "W_U") else value
-
-
-def native_names(stack: Stack) -> Mapping[str, str]:
-    """The stack's own names of all weights that the classic format can hold, by classic name."""
-    table = {"embed.W_E": "embed.tokens", "pos_embed.W_pos": "embed.positions"}
-    table |= {"unembed.W_U": "unembed.weight", "unembed.b_U": "unembed.bias"}
-    table |= {"ln_final.w": "ln_final.weight", "ln_final.b": "ln_final.bias"}
-    for layer, block in enumerate(blocks_of(stack)):
-        here, attn = f"blocks.{layer}", block.attn
-        key = "_" if attn.n_heads != attn.n_groups else ""
-        for part in "QKVO":
-            own = key if part in "KV" else ""
-            table[f"{here}.attn.{own}W_{part}"] = f"{here}.attn.{part.lower()}.weight"
-            table[f"{here}.attn.{own}b_{part}"] = f"{here}.attn.{part.lower()}.bias"
-        for norm in ("ln1", "ln2", "attn.q_norm", "attn.k_norm"):
-            table[f"{here}.{norm}.w"] = f"{here}.{norm}.weight"
-            table[f"{here}.{norm}.b"] = f"{here}.{norm}.bias"
-        inner = "inner" if isinstance(block.mlp, GatedMLP) else "up.bias"
-        pairs = {"W_in": "up.weight", "W_out": "down.weight", "W_gate": "gate.weight"}
-        pairs |= {"b_in": inner, "b_out": "down.bias"}
-        table |= {f"{here}.mlp.{old}": f"{here}.mlp.{new}" for old, new in pairs.items()}
-    return table

@@ -28,7 +28,8 @@ OneMore = Float[Tensor, "batch head pos+1 d_head"]
 class Attention(nn.Module):
     """Multi-head attention with grouped keys and values; `scale` multiplies the scores.
 
-    With `cap`, scores s are cap tanh(s / cap), which no fused kernel does. `turn` rotates queries
+    With `cap`, scores s are cap tanh(s / cap), before what positions add to them, which no fused
+    kernel does. `turn` rotates queries
     and keys of a `rotary` layer, by the pass's angles or, if `local`, by its local ones; `q_norm`
     and `k_norm` come before. A `window` is how many tokens a query sees, itself among them. With
     `sinks`, each head has one more score, which takes its part of the pattern and writes nothing.
@@ -156,8 +157,8 @@ class Attention(nn.Module):
             wide, k.to(wide), "batch head query d, batch head key d -> batch head query key"
         )
         scores = scores * self.scale
-        scores = scores if view.bias is None else scores + view.bias
         scores = scores if self.cap is None else self.cap * (scores / self.cap).tanh()
+        scores = scores if view.bias is None else scores + view.bias
         hidden = view.hidden(scores)
         if hidden is not None:
             scores = scores.masked_fill(hidden, float("-inf"))

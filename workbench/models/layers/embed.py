@@ -37,10 +37,11 @@ class Embedding(AnyEmbedding):
     """Token embedding, times `scale`, with learned positions where `n_positions` is given.
 
     With `d_embed` tokens are so wide, and projected to d_model; with `norm` they are normalised.
-    All that is before `hook_embed`, which is what enters the stream.
+    All that is before `hook_embed`, which is what enters the stream. `idle` positions are weights
+    that nothing reads: classic models with ALiBi have such a table beside it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the sizes and choices of the brick
         self,
         d_vocab: int,
         d_model: int,
@@ -49,9 +50,10 @@ class Embedding(AnyEmbedding):
         scale: float | None = None,
         d_embed: int | None = None,
         norm: Norm | None = None,
+        idle: bool = False,
     ) -> None:
         super().__init__()
-        self.scale, self.ln = scale, norm
+        self.scale, self.ln, self.idle = scale, norm, idle
         self.tokens = nn.Parameter(torch.empty(d_vocab, d_embed or d_model))
         self.project = None if d_embed is None else nn.Linear(d_embed, d_model, bias=False)
         learned = None if n_positions is None else nn.Parameter(torch.empty(n_positions, d_model))
@@ -59,7 +61,7 @@ class Embedding(AnyEmbedding):
         self.at_embed = outside_blocks("hook_embed")
         self.at_positions = outside_blocks("hook_pos_embed")
         before = () if norm is None else norm.sites
-        after = () if learned is None else (self.at_positions,)
+        after = () if learned is None or idle else (self.at_positions,)
         self.sites = (*before, self.at_embed, *after)
 
     @override
@@ -70,7 +72,7 @@ class Embedding(AnyEmbedding):
         found = found if self.project is None else self.project(found)
         found = found if self.ln is None else self.ln.normalise(found, tap)
         resid = tap(self.at_embed, found)
-        if self.positions is None:
+        if self.positions is None or self.idle:
             return resid
         learned = F.embedding(batch.positions, self.positions)
         if batch.real is not None:

@@ -14,6 +14,7 @@ from workbench.core.tap import Tap
 from workbench.models.config import Activation
 from workbench.models.layers.context import At
 from workbench.models.layers.linear import Linear, Tiled
+from workbench.models.layers.norm import Norm
 
 Neurons = Float[Tensor, "batch pos d_mlp"]
 
@@ -30,20 +31,33 @@ class FeedForward(nn.Module, ABC):
 
 @final
 class MLP(FeedForward):
-    """act(x W_in) W_out."""
+    """act(x W_in) W_out; with a `norm` of the neurons, norm(act(x W_in)) W_out."""
 
-    def __init__(self, d_model: int, d_mlp: int, act: Activation, at: At, *, bias: bool) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        d_mlp: int,
+        act: Activation,
+        at: At,
+        *,
+        bias: bool,
+        norm: Norm | None = None,
+    ) -> None:
         super().__init__()
         self.up = Linear(d_model, d_mlp, bias=bias)
         self.down = Linear(d_mlp, d_model, bias=bias)
-        self.act = act
+        self.act, self.ln = act, norm
         self.at_pre, self.at_post = at("mlp.hook_pre"), at("mlp.hook_post")
-        self.sites = (self.at_pre, self.at_post)
+        self.at_mid = at("mlp.hook_mid")
+        between = () if norm is None else (self.at_mid, *norm.sites)
+        self.sites = (self.at_pre, *between, self.at_post)
 
     @override
     def feed(self, x: Resid, tap: Tap) -> Resid:
-        pre = tap(self.at_pre, self.up(x))
-        return self.down(tap(self.at_post, self.act(pre)))
+        post = self.act(tap(self.at_pre, self.up(x)))
+        if self.ln is not None:
+            post = self.ln.normalise(tap(self.at_mid, post), tap)
+        return self.down(tap(self.at_post, post))
 
 
 @final

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.models.layers.attention import Attention
+from workbench.models.layers.norm import NoNorm
 from workbench.models.transformer import Stack
 from workbench.models.views.stacks import bias_of, blocks_of, put
 
@@ -20,6 +21,8 @@ def refactor(stack: Stack) -> str | None:
     """Refactors every head in place; says why not, where an architecture does not allow it."""
     if stack.rotary is not None:
         return "rotary positions stand between queries and keys"
+    if any(_changed(block.attn) for block in blocks_of(stack)):
+        return "queries and keys are normalised or clipped before they meet"
     for block in blocks_of(stack):
         if block.attn.n_heads != block.attn.n_groups:
             return "grouped heads share their keys and values"
@@ -27,6 +30,11 @@ def refactor(stack: Stack) -> str | None:
         _queries_and_keys(block.attn)
         _values_and_outputs(block.attn)
     return None
+
+
+def _changed(attn: Attention) -> bool:
+    norms = (attn.q_norm, attn.k_norm)
+    return attn.clip is not None or any(not isinstance(norm, NoNorm) for norm in norms)
 
 
 def _queries_and_keys(attn: Attention) -> None:

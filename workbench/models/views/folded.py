@@ -20,6 +20,7 @@ from workbench.core.options import flag
 from workbench.core.protocols import Model
 from workbench.core.tap import UNTAPPED
 from workbench.models.layers.context import At, in_block, outside_blocks
+from workbench.models.layers.experts import Experts
 from workbench.models.layers.mlp import MLP, GatedMLP
 from workbench.models.layers.norm import (
     LayerNorm,
@@ -30,6 +31,7 @@ from workbench.models.layers.norm import (
     ShiftedRMSNorm,
     UnbiasedLayerNorm,
 )
+from workbench.models.layers.sandwich import SandwichBlock
 from workbench.models.transformer import PreNormBlock, Stack, Transformer
 from workbench.models.views.factored import refactor
 from workbench.models.views.stacks import bias_of, blocks_of, frozen, put, shared, words_of
@@ -151,13 +153,15 @@ def _difference(model: Model, view: Model) -> tuple[float, int]:
 
 
 def _fold_norms(stack: Stack) -> str | None:
+    if _has_experts(stack):
+        return "a router and experts read the norm"
     for layer, block in enumerate(blocks_of(stack)):
         at, attn = in_block(layer), block.attn
         for linear in (attn.q, attn.k, attn.v):
             put(linear, *_read(linear.weight, bias_of(linear), block.ln1))
         attn.bias = bias_of(attn.q) is not None
         block.ln1 = _plain(block.ln1, at, "ln1")
-        _fold_mlp(block)
+        _fold_mlp(block, at)
         block.ln2 = _plain(block.ln2, at, "ln2")
     words = words_of(stack)
     weight, bias = _read(words.weight, words.bias, stack.ln_final)
@@ -169,9 +173,15 @@ def _fold_norms(stack: Stack) -> str | None:
     return None
 
 
-def _fold_mlp(block: PreNormBlock) -> None:
+def _fold_mlp(block: PreNormBlock, at: At) -> None:
     for linear in _inputs(block):
         put(linear, *_read(linear.weight, bias_of(linear), block.ln2))
+    match block.mlp:
+        case MLP() as mlp if mlp.ln is not None:
+            put(mlp.down, *_read(mlp.down.weight, bias_of(mlp.down), mlp.ln))
+            mlp.ln = _plain(mlp.ln, at, "mlp.ln")
+        case _:
+            pass
 
 
 def _inputs(block: PreNormBlock) -> tuple[nn.Linear, ...]:
@@ -215,6 +225,10 @@ def _plain(norm: Norm, at: At, name: str) -> Norm:
 
 def _center_writers(stack: Stack) -> str | None:
     blocks = blocks_of(stack)
+    if any(isinstance(block, SandwichBlock) for block in blocks):
+        return "a norm follows what is written"
+    if _has_experts(stack):
+        return "experts write"
     norms = [stack.ln_final, *(block.ln1 for block in blocks)]
     norms += [block.ln2 for block in blocks if block.mlp is not None]
     if not all(isinstance(norm, LayerNorm | PlainLayerNorm | UnbiasedLayerNorm) for norm in norms):
@@ -230,6 +244,10 @@ def _center_writers(stack: Stack) -> str | None:
             centred = None if bias is None else bias - bias.mean()
             put(linear, linear.weight - linear.weight.mean(0, keepdim=True), centred)
     return None
+
+
+def _has_experts(stack: Stack) -> bool:
+    return any(isinstance(block.mlp, Experts) for block in blocks_of(stack))
 
 
 def _writers(block: PreNormBlock) -> tuple[nn.Linear, ...]:

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from workbench.core.errors import OptionError
 from workbench.models.kinds import model_of
 from workbench.models.layers.embed import Embedding, Unembedding
+from workbench.models.layers.experts import Experts
 from workbench.models.layers.linear import Tiled
 from workbench.models.layers.mlp import MLP, GatedMLP
 from workbench.models.transformer import PreNormBlock, Stack, Transformer
+
+KNOWN = MLP | GatedMLP | Experts  # feed-forwards whose parts are known where weights are changed
 
 
 def shared(stack: Stack) -> Stack:
@@ -51,7 +54,7 @@ def blocks_of(stack: Stack) -> tuple[PreNormBlock, ...]:
         raise OptionError("model", allowed, f"one of width {stack.embed.tokens.shape[1]}")
     blocks = tuple(block for block in stack.blocks if isinstance(block, PreNormBlock))
     others = [type(b).__name__ for b in stack.blocks if not isinstance(b, PreNormBlock)]
-    others += [type(b.mlp).__name__ for b in blocks if not isinstance(b.mlp, MLP | GatedMLP | None)]
+    others += [type(b.mlp).__name__ for b in blocks if not isinstance(b.mlp, KNOWN | None)]
     if others:
         allowed = "a model of pre-norm blocks, as weight views and the classic interface need it"
         raise OptionError("model", allowed, f"one of {others[0]}")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from workbench.compat.transformer_lens.facade.hooking import Hooking
 from workbench.compat.transformer_lens.facade.weights import Weights
+from workbench.compat.transformer_lens.weights import NormWeights
 
 
 class Naming(Hooking, Weights):
@@ -30,7 +31,9 @@ class Naming(Hooking, Weights):
         return (part for _, part in self.named_children())
 
     def _parts(self) -> Iterator[tuple[str, object]]:
-        yield "embed", self.embed
+        embed = self.embed
+        yield "embed", embed
+        yield from self._norm("embed.ln", embed.ln)
         if self._base.stack.embed.positions is not None:
             yield "pos_embed", self.pos_embed
         yield "blocks", self.blocks
@@ -38,12 +41,22 @@ class Naming(Hooking, Weights):
             here = f"blocks.{layer}"
             yield here, block
             yield f"{here}.ln1", block.ln1
+            yield from self._norm(f"{here}.ln1_post", block.ln1_post)
             yield f"{here}.attn", block.attn
+            yield from self._norm(f"{here}.attn.q_norm", block.q_norm)
+            yield from self._norm(f"{here}.attn.k_norm", block.k_norm)
             if not self.cfg.attn_only:
                 yield f"{here}.ln2", block.ln2
+                yield from self._norm(f"{here}.ln2_post", block.ln2_post)
                 yield f"{here}.mlp", block.mlp
+                yield from self._norm(f"{here}.mlp.ln", block.mlp.ln)
         yield "ln_final", self.ln_final
         yield "unembed", self.unembed
+
+    def _norm(self, name: str, norm: NormWeights) -> Iterator[tuple[str, object]]:
+        """A norm that not every model has."""
+        if f"{name}.hook_scale" in self.hook_dict:
+            yield name, norm
 
     def _points_of(self, place: str) -> Iterator[tuple[str, object]]:
         points = self.hook_dict.items()

@@ -10,7 +10,7 @@ from torch import nn
 from workbench.compat.transformer_lens import processing
 from workbench.compat.transformer_lens.facade.state import State
 from workbench.compat.transformer_lens.initialising import initialise
-from workbench.compat.transformer_lens.weights import native_names
+from workbench.compat.transformer_lens.native import native_names
 from workbench.core.errors import OptionError
 
 Place: TypeAlias = torch.device | torch.dtype | str

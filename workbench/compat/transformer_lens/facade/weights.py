@@ -25,7 +25,7 @@ class Weights(State):
     @property
     def embed(self) -> EmbedWeights:
         """The token embedding, `embed.W_E`; may be called with ids."""
-        return EmbedWeights(self.W_E)
+        return EmbedWeights(self.W_E, self._weights.embed_ln)
 
     @property
     def pos_embed(self) -> PosEmbedWeights:
