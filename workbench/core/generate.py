@@ -37,7 +37,7 @@ from workbench.core.modes import outside_inference
 from workbench.core.options import flag
 from workbench.core.plan import Interventions, Plan
 from workbench.core.program import compile_plan
-from workbench.core.protocols import Model
+from workbench.core.protocols import Model, keeps
 from workbench.core.run import Check, Checked
 from workbench.core.sampling import choose, generators
 from workbench.core.sites import Selector, Site
@@ -257,6 +257,8 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
     sites = captured_sites(record, model)
     draws = generators(seed, rows, model.device)
     cached = flag("use_cache", use_cache)
+    if cached and not keeps(model):
+        raise OptionError("use_cache", f"False: {model.name} keeps nothing between passes", True)
     chunk = chunk_of(prefill_chunk, use_cache=cached)
     program, room = compile_plan(plan_of(plan, plans, rows), model, rows), max(settings.limits)
     need = generation_need(model, batch, program, room, sites, cached=cached, chunk=chunk)
