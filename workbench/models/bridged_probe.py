@@ -225,16 +225,38 @@ def _scanned(  # noqa: PLR0913 - what is scanned, and how it is called
     takes: frozenset[str],
     tokens: Tensor,
 ) -> tuple[_Scan, frozenset[str]]:
-    """One forward with its graph, past every hook that has a name here."""
+    """A forward with its graph, past every hook that has a name here.
+
+    Where mixers can go position by position, a second forward does; of it only states are taken
+    that are not made otherwise.
+    """
+    plain, felt = _scan_once(hooks, named, theirs, takes, tokens)
+    if not mixers:
+        return plain, felt
+    for mixer in mixers.values():
+        mixer.eager_scan = True
+    slow, moved = _scan_once(hooks, named, theirs, takes, tokens)
+    for mixer in mixers.values():
+        mixer.eager_scan = False
+    states = {name for name in slow.shapes if named[name].short in STATES}
+    plain.order = [name for name in slow.order if name in states or name in plain.shapes]
+    plain.shapes |= {name: slow.shapes[name] for name in states}
+    plain.values |= {name: slow.values[name] for name in states}
+    return plain, felt | (moved & states)
+
+
+def _scan_once(
+    hooks: Mapping[str, Any],
+    named: Mapping[str, Site],
+    theirs: Any,
+    takes: frozenset[str],
+    tokens: Tensor,
+) -> tuple[_Scan, frozenset[str]]:
     scan = _Scan(tokens.shape[1])
     for name in named:
         hooks[name].add_hook(scan.at(name))
-    for mixer in mixers.values():
-        mixer.eager_scan = True
     with quiet(), torch.enable_grad():
         felt = scan.felt(call(theirs, takes, tokens).logits)
-    for mixer in mixers.values():
-        mixer.eager_scan = False
     for name in named:
         hooks[name].remove_hooks("fwd")
     return scan, felt

@@ -37,7 +37,7 @@ from workbench.core.tap import UNTAPPED, Tap
 from workbench.models.bridged_probe import Bridged, built, call, own_copy, quiet
 from workbench.models.bridged_step import NOW, ReachedError, Step
 from workbench.models.checkpoint import resolve
-from workbench.models.load import as_vocabulary, check_finite, fingerprint
+from workbench.models.load import as_vocabulary, check_finite, fingerprint, moved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -250,7 +250,8 @@ def load(
     else:
         theirs = own_copy(_in_memory(source, revision))
         name = str(theirs.config.to_dict().get("_name_or_path") or theirs.config.model_type)
-    theirs = theirs.to(device=device, dtype=dtype)
+    if dtype is not None or device is not None:
+        theirs = moved(theirs, dtype, device)
     check_finite(theirs)
     config = {**theirs.config.to_dict(), "architectures": [type(theirs).__name__]}
     digest = fingerprint(config, theirs)

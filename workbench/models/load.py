@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from workbench.models.foreign import ForeignModel
 
+Weights = TypeVar("Weights", bound=nn.Module)
 Rearrange = bool | Literal["whole"]  # which matrices are copied into the order of the kernel
 
 
@@ -147,7 +148,7 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     stack = empty(family, Config(file, config))
     fill(stack, family.convert(weights, stack), mixed=dtype is not None)
     if dtype is not None or device is not None:
-        stack = _moved(stack, dtype, device)
+        stack = moved(stack, dtype, device)
     check_finite(stack)
     digest = fingerprint(config, stack)
     if rearrange:
@@ -182,7 +183,14 @@ def empty(family: Family, config: Config) -> Stack:
         return family.build(config)
 
 
-def _moved(stack: Stack, dtype: torch.dtype | None, device: str | torch.device | None) -> Stack:
+def moved(
+    stack: Weights, dtype: torch.dtype | None, device: str | torch.device | None
+) -> Weights:
+    """The same in another dtype, or elsewhere.
+
+    Raises:
+        OptionError: If this machine has no such device.
+    """
     place = None if device is None else str(device)
     if place is not None and place.startswith("meta"):
         raise OptionError("device", "one that computes", device)
