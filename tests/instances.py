@@ -8,7 +8,7 @@ token ids are small numbers that both occur in `PROMPTS`.
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -71,7 +71,8 @@ def values_of(name: str, annotation: Any, width: int) -> list[Any]:
         "...": [tiny.normal(width, seed=5)],
         "d": [tiny.normal(width, seed=6)],
     }
-    written = getattr(annotation, "dim_str", str(annotation)).strip()
+    kinds = [one for one in get_args(annotation) if hasattr(one, "dim_str")]  # Float or Int
+    written = getattr(next(iter(kinds), annotation), "dim_str", str(annotation)).strip()
     written = annotation.__name__ if written.startswith("<class '") else written
     if written not in known:
         message = f"tests/contracts.py has no example for a field {name}: {written}"

@@ -76,7 +76,7 @@ def test_a_stream_has_no_result_before_its_end_or_after_an_error() -> None:
     with pytest.raises(NeverActedError):
         list(stream)
     assert list(stream) == []
-    with pytest.raises(UnfinishedError, match="an error ended"):
+    with pytest.raises(UnfinishedError, match=r"an error or close\(\) ended"):
         stream.result()
 
 

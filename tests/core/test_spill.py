@@ -29,7 +29,7 @@ def test_what_is_kept_lies_in_mapped_files(tmp_path: Path) -> None:
     trace = wb.run(tiny.model(), ROWS, record="all", spill=tmp_path)
     files = sorted(file.name for file in tmp_path.iterdir())
     streams = [f"stream.{layer}.safetensors" for layer in range(4)]
-    assert files == ["batch.safetensors", *streams, "trace.json"]
+    assert files == ["batch.safetensors", "plan.json", "plan.safetensors", *streams, "trace.json"]
     maps = Path("/proc/self/maps")
     if maps.exists():  # elsewhere the system does not say
         assert all(str(tmp_path / file) in maps.read_text() for file in streams)

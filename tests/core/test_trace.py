@@ -51,7 +51,7 @@ def test_answer_logits_are_those_of_each_row_s_last_token(side: str) -> None:
 
 
 def test_answer_logits_need_the_last_position() -> None:
-    with pytest.raises(NotRecordedError, match="ask for positions='last'"):
+    with pytest.raises(NotRecordedError, match="ask for positions='answer'"):
         _ = wb.run(MODEL, ROWS, positions=0).answer_logits
 
 

@@ -5,6 +5,7 @@ memory, of the default config that transformers has for it; `docs/families.md` i
 """
 
 import importlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -28,7 +29,6 @@ TASKS: Mapping[str, str] = MappingProxyType(
         "encoder–decoder": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
     }
 )
-LAYERS = 2  # as many as show every site there is
 HEADER = """# Model families
 
 Every family here is native: each site of the forward can be read and changed, and `wb.verify` holds
@@ -67,9 +67,12 @@ def families() -> tuple[Known, ...]:
 
 
 def table(known: Sequence[Known]) -> Table:
-    """One row per family; what is special to it are the sites that not all families have."""
-    common = set.intersection(*(set(one.sites) for one in known)) if known else set[str]()
-    special = [", ".join(_short(s) for s in one.sites if s not in common) for one in known]
+    """One row per family; what is special to it are the sites that at most half of them have."""
+    places = [dict.fromkeys(map(_short, one.sites)) for one in known]
+    having = Counter(name for found in places for name in found)
+    special = [
+        ", ".join(name for name in found if 2 * having[name] <= len(known)) for found in places
+    ]
     return Table(
         {
             "family": [one.name for one in known],
@@ -77,7 +80,7 @@ def table(known: Sequence[Known]) -> Table:
             "in transformers": [one.architecture for one in known],
             "what it is": [one.about for one in known],
             "sites": [len(one.sites) for one in known],
-            "beyond those of all": special,
+            "of which few others have": special,
         }
     )
 
@@ -113,7 +116,7 @@ def long_tail(known: Sequence[Known]) -> tuple[str, ...]:
 
 
 def default_config(name: str) -> "PretrainedConfig":
-    """The config that transformers has for a family's models by default, of two layers.
+    """The config that transformers has for a family's models by default.
 
     Raises:
         OptionError: If transformers knows no models of that name.
@@ -126,7 +129,7 @@ def default_config(name: str) -> "PretrainedConfig":
     if model_type is None:
         raise OptionError("family", "a file named like one of transformers' model types", name)
     untyped: Any = AutoConfig
-    return untyped.for_model(model_type, num_hidden_layers=LAYERS)
+    return untyped.for_model(model_type)
 
 
 def _known(name: str) -> Known:
@@ -155,4 +158,4 @@ def architecture_of(model_type: str, kind: str) -> str:
 
 
 def _short(name: str) -> str:
-    return name.removeprefix("blocks.{}.")
+    return name.rpartition("{}.")[2]
