@@ -8,6 +8,7 @@ from typing import Any
 import workbench as wb
 from tests import tiny
 from tests.families import kind_named, made
+from workbench.models.family import FAMILIES
 from workbench.models.foreign import ForeignModel, load
 
 WORDS = 258
@@ -84,6 +85,6 @@ def theirs(kind: str) -> Any:
 @cache
 def model(kind: str) -> ForeignModel:
     """The same through the bridge, over a vocabulary of bytes."""
-    if kind in KINDS:
-        return wb.load(theirs(kind), tokenizer=tiny.Bytes())
-    return load(theirs(kind), tokenizer=tiny.Bytes())
+    if theirs(kind).config.model_type in FAMILIES:
+        return load(theirs(kind), tokenizer=tiny.Bytes())
+    return wb.load(theirs(kind), tokenizer=tiny.Bytes())

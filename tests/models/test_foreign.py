@@ -85,6 +85,14 @@ def test_a_change_at_each_common_site_does_what_it_does_natively(kind: str) -> N
 
 
 @natives
+def test_nobody_looks_ahead_whatever_a_plan_writes(kind: str) -> None:
+    ours, bridged = wb.load(foreign.theirs(kind)), foreign.model(kind)
+    for name in ("attn_scores", "pattern"):
+        plan = [wb.Intervention(f"blocks.1.attn.hook_{name}", torch.ones_like)]
+        tiny.close(wb.run(bridged, IDS, plan=plan).logits, wb.run(ours, IDS, plan=plan).logits, 1e-4)
+
+
+@natives
 def test_what_the_native_model_has_beyond_is_known(kind: str) -> None:
     found = {site.short for site in foreign.model(kind).sites}
     missing = {site.short for site in wb.load(foreign.theirs(kind)).sites} - found

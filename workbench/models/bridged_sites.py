@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.core.axes import SCORES, Resid
 from workbench.core.sites import Site
-from workbench.models.bridged_step import Form
+from workbench.models.bridged_step import Form, is_hidden
 
 OUTSIDE: Mapping[str, str] = MappingProxyType(
     {
@@ -139,11 +139,13 @@ def _swapped(value: Tensor) -> Tensor:
 
 def _masked(scores: Tensor) -> Tensor:
     """Scores with -inf where the bridge has a number so low that nothing is left of it."""
-    return scores.masked_fill(scores <= torch.finfo(scores.dtype).min / 2, -torch.inf)
+    return scores.masked_fill(is_hidden(scores), -torch.inf)
 
 
-def _unmasked(scores: Tensor, _own: Tensor) -> Tensor:
-    return scores.clamp(min=torch.finfo(scores.dtype).min)
+def _unmasked(left: Tensor, own: Tensor) -> Tensor:
+    """Scores as the bridge has them; where it masked, nobody sees whatever a tap wrote there."""
+    least = torch.finfo(own.dtype).min
+    return left.masked_fill(is_hidden(own), least).clamp(min=least)
 
 
 AS_IT_IS = Form(_same, lambda left, _own: left)

@@ -11,11 +11,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
-from workbench.core.axes import Resid
+from workbench.core.axes import SCORES, Resid
 from workbench.core.sites import Site, Sites
 from workbench.core.tap import Tap
+
+
+PATTERN = "attn.hook_pattern"
 
 
 class ReachedError(Exception):
@@ -51,6 +55,7 @@ class Step:
         self.given, self.ends = given, ends
         self.acts = given is None
         self.before: Tensor | None = None  # the stream that the block at hand was given
+        self.hidden: Tensor | None = None  # where its queries see no key
 
     def pass_by(self, site: Site, form: Form, value: Tensor) -> Tensor | None:
         """What the tap makes of an activation; None where it leaves it."""
@@ -64,6 +69,11 @@ class Step:
     def wants(self, sites: Sites) -> bool:
         """Whether the tap asks for one of these."""
         return self.acts and any(self.tap.wants(site) for site in sites)
+
+
+def is_hidden(scores: Tensor) -> Tensor:
+    """Where scores are so low that nothing is left of them: the bridge masks with numbers."""
+    return scores <= torch.finfo(scores.dtype).min / 2
 
 
 NOW: ContextVar[Step | None] = ContextVar("bridged_step", default=None)
@@ -86,6 +96,10 @@ class Listener:
         left = step.pass_by(self.site, self.form, value)
         if self.site.short == "hook_resid_pre":
             step.before = value if left is None else left
+        if self.site.short in SCORES:
+            step.hidden = is_hidden(value)
+        if self.site.short == PATTERN and left is not None and step.hidden is not None:
+            left = left.masked_fill(step.hidden, 0.0)  # nobody may look ahead, or at a pad
         if self.mid is None or step.before is None:
             return left
         return _between(step, step.before, self.mid, value, left)
