@@ -87,4 +87,6 @@ def model(kind: str) -> ForeignModel:
     """The same through the bridge, over a vocabulary of bytes."""
     if theirs(kind).config.model_type in FAMILIES:
         return load(theirs(kind), tokenizer=tiny.Bytes())
-    return wb.load(theirs(kind), tokenizer=tiny.Bytes())
+    found = wb.load(theirs(kind), tokenizer=tiny.Bytes())
+    assert isinstance(found, ForeignModel)
+    return found

@@ -89,7 +89,9 @@ def test_nobody_looks_ahead_whatever_a_plan_writes(kind: str) -> None:
     ours, bridged = wb.load(foreign.theirs(kind)), foreign.model(kind)
     for name in ("attn_scores", "pattern"):
         plan = [wb.Intervention(f"blocks.1.attn.hook_{name}", torch.ones_like)]
-        tiny.close(wb.run(bridged, IDS, plan=plan).logits, wb.run(ours, IDS, plan=plan).logits, 1e-4)
+        tiny.close(
+            wb.run(bridged, IDS, plan=plan).logits, wb.run(ours, IDS, plan=plan).logits, 1e-4
+        )
 
 
 @natives
@@ -130,10 +132,11 @@ def test_it_says_what_transformers_says(kind: str) -> None:
     assert isinstance(model, wb.Model)
     with torch.no_grad():
         expected = theirs(IDS, output_hidden_states=True)
-    trace = wb.run(model, IDS, record="blocks.*.hook_resid_pre")
+    end = "post" if "mamba" in kind else "pre"  # of which transformers keeps what blocks leave
+    trace = wb.run(model, IDS, record=f"blocks.*.hook_resid_{end}")
     tiny.close(trace.logits, expected.logits, TOLERANCE)
     for layer in range(model.sizes.n_layers):
-        stream = trace[f"blocks.{layer}.hook_resid_pre"]
+        stream = trace[f"blocks.{layer}.hook_resid_{end}"]
         tiny.close(stream, expected.hidden_states[layer], TOLERANCE)
     assert model.found.restarts
     assert model.causal
@@ -181,7 +184,8 @@ def test_everything_is_replayed_as_it_was(kind: str) -> None:
     lazy = wb.run(model, IDS, plan=plan, record="all")
     eager = wb.run(model, IDS, plan=plan, record=model.sites)
     for site in model.sites:
-        tiny.close(lazy[site].nan_to_num(neginf=0), eager[site].nan_to_num(neginf=0), TOLERANCE)
+        one, other = (trace[site].nan_to_num(neginf=0) for trace in (lazy, eager))
+        tiny.close(one, other, TOLERANCE * float(other.abs().max().clamp(min=1)))
 
 
 @kinds
@@ -295,7 +299,7 @@ def test_what_it_cannot_do_is_said() -> None:
     mask = torch.ones(2, 1, 9, 9, dtype=torch.bool).tril()
     with pytest.raises(OptionError, match=r"attention_mask must be by token \(batch pos\)"):
         wb.run(model, IDS, attention_mask=mask)
-    with pytest.raises(UnknownNameError, match="No site named 'blocks.0.attn.hook_result'"):
+    with pytest.raises(UnknownNameError, match=r"No site named 'blocks\.0\.attn\.hook_result'"):
         wb.run(model, IDS, record="blocks.0.attn.hook_result")
 
 
@@ -359,7 +363,7 @@ def test_without_transformer_lens_it_says_how_to_install(monkeypatch: Any) -> No
 
 def test_native_models_do_not_import_it() -> None:
     code = (
-        "import sys; from transformers import LlamaConfig, LlamaForCausalLM; import workbench as wb;"
+        "import sys, workbench as wb; from transformers import LlamaConfig, LlamaForCausalLM;"
         "wb.load(LlamaForCausalLM(LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8,"
         "num_attention_heads=2, num_hidden_layers=1)));"
         "print('transformer_lens' in sys.modules)"

@@ -258,7 +258,8 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
     draws = generators(seed, rows, model.device)
     cached = flag("use_cache", use_cache)
     if cached and not keeps(model):
-        raise OptionError("use_cache", f"False: {model.name} keeps nothing between passes", True)
+        wanted = f"False: {model.name} keeps nothing between passes"
+        raise OptionError("use_cache", wanted, use_cache)
     chunk = chunk_of(prefill_chunk, use_cache=cached)
     program, room = compile_plan(plan_of(plan, plans, rows), model, rows), max(settings.limits)
     need = generation_need(model, batch, program, room, sites, cached=cached, chunk=chunk)

@@ -1,13 +1,13 @@
 """What a bridge really does, found out with a few tokens while the model is loaded.
 
-    built(theirs)  a model of transformers, bridged  ->  Bridged: its sites, and what listens at them
+built(theirs)  a model of transformers, bridged  ->  Bridged: its sites, and what listens at them
 """
 
 import copy
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from workbench.core.axes import Logits
 from workbench.core.errors import OptionError, UnknownNameError
 from workbench.core.sites import Site, Sites
-from workbench.models.bridged_sites import STATES, Fired, adds_up, form_of, names, why_not
+from workbench.models.bridged_sites import Fired, adds_up, form_of, names, why_not
 from workbench.models.bridged_step import NOW, Form, Listener, SteppedBlock
 
 ROWS = 2
 DROPPED = "what it shows is used up already: a change there would be dropped"
+SCALE, STATE = ".hook_scale", ".hook_ssm_state"
 _LAYER = re.compile(r"\.[0-9]+\.")
 
 
@@ -42,7 +43,7 @@ class Bridged:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Without what the bridge warns of: aliases it lacks, and changes that it computes anew."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -86,7 +87,7 @@ def built(theirs: Any) -> Bridged:
     takes = frozenset(inspect.signature(theirs.forward).parameters)
     tokens = _tokens(theirs)
     with torch.no_grad():
-        logits: Tensor = call(theirs, takes, tokens).logits
+        logits: Tensor = _probed(theirs, takes, tokens).logits
     with quiet(), torch.random.fork_rng(devices=[]):  # it draws weights, and puts others there
         bridge: Any = _bridge_builder.build_bridge_from_module(
             theirs, kind, hf_config=theirs.config, model_name=kind
@@ -113,6 +114,12 @@ def call(
     return theirs(tokens, **told)
 
 
+def _probed(theirs: Any, takes: frozenset[str], tokens: Tensor) -> Any:
+    """The same of the probe, which has no pads."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
+    return call(theirs, takes, tokens, positions)
+
+
 def _tokens(theirs: Any) -> Tensor:
     """Two rows of tokens that are as many as no other axis is long, as far as that is known."""
     config = theirs.config.to_dict()
@@ -134,11 +141,12 @@ class _Scan:
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
         self.values: dict[str, Tensor] = {}
         self.zeros: dict[str, Tensor] = {}
+        self.slow: frozenset[str] = frozenset()  # passed only where mixers go by position
 
     def at(self, name: str) -> Any:
         """What is to be called at a hook."""
 
-        def seen(value: Tensor, hook: object) -> Tensor | None:
+        def seen(value: Tensor, hook: object) -> Tensor | None:  # noqa: ARG001 - it is told
             self.order.append(name)
             self.shapes.setdefault(name, []).append(tuple(value.shape))
             self.values[name] = value.detach().clone()
@@ -160,7 +168,7 @@ class _Scan:
         weights = torch.randn(logits.shape, generator=draws).to(logits)
         total = (logits * weights).sum()
         zeros = list(self.zeros.values())
-        slopes = torch.autograd.grad(total, zeros, allow_unused=True)
+        slopes: tuple[Tensor | None, ...] = torch.autograd.grad(total, zeros, allow_unused=True)
         pairs = zip(self.zeros, slopes, strict=True)
         return frozenset(name for name, slope in pairs if slope is not None)
 
@@ -168,22 +176,25 @@ class _Scan:
 def _listened(
     bridge: Any, theirs: Any, takes: frozenset[str], tokens: Tensor
 ) -> tuple[Sites, Mapping[str, str]]:
-    """Puts a listener at every hook that is a site; the sites, and what is none and why."""
+    """Puts a listener at every hook that is a site; the sites, and what is none and why.
+
+    Raises:
+        OptionError: If there are no blocks.
+    """
     hooks: Mapping[str, Any] = bridge.hook_dict
     blocks = [name for name in hooks if re.fullmatch(r"blocks\.[0-9]+\.hook_in", name)]
     if not blocks:
         raise OptionError("model", "of one stack of blocks that follow one another", theirs)
-    named = {one.hook: one.site for one in names(hooks, len(blocks), _norms(bridge))}
-    mixers = _mixers(bridge)
+    named = {one.hook: one.site for one in names(hooks, len(blocks), _norms(bridge, hooks))}
+    mixers = _mixers(bridge, hooks)
     scan = _scanned(hooks, named, mixers, theirs, takes, tokens)
     _step_blocks(bridge, theirs, takes, tokens)
     forms = _forms(named, scan)
     reasons = {name: form for name, form in forms.items() if isinstance(form, str)}
     sites = _install(hooks, named, forms, scan)
-    known = set(sites)
+    slow = {named[name] for name in scan[0].slow}
     for layer, mixer in mixers.items():
-        states = tuple(Site(f"blocks.{{}}.{name}", layer) for name in STATES)
-        _scan_on_request(mixer, tuple(site for site in states if site in known))
+        _scan_on_request(mixer, tuple(s for s in sites if s in slow and s.layer == layer))
     left = {name: why for name, why in why_not(hooks, reasons).items() if not _is_site(hooks, name)}
     return sites, {_LAYER.sub(".{}.", name, count=1): why for name, why in left.items()}
 
@@ -193,11 +204,12 @@ def _is_site(hooks: Mapping[str, Any], name: str) -> bool:
     return any(isinstance(handle.user_hook, Listener) for handle in hooks[name].fwd_hooks)
 
 
-def _norms(bridge: Any) -> Mapping[str, bool]:
+def _norms(bridge: Any, hooks: Mapping[str, Any]) -> Mapping[str, bool]:
     """Each norm by its path, and whether it is one without a mean."""
     from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
-    found: Mapping[str, Any] = dict(bridge.named_modules())
+    paths = [name.removesuffix(SCALE) for name in hooks if name.endswith(SCALE)]
+    found: Mapping[str, Any] = {path: bridge.get_submodule(path) for path in paths}
     return {
         path: bool(module.uses_rms_norm)
         for path, module in found.items()
@@ -205,11 +217,12 @@ def _norms(bridge: Any) -> Mapping[str, bool]:
     }
 
 
-def _mixers(bridge: Any) -> Mapping[int, Any]:
-    """The mixers by layer whose states can be had at the cost of a loop over positions."""
+def _mixers(bridge: Any, hooks: Mapping[str, Any]) -> Mapping[int, Any]:
+    """The mixers by layer which can go position by position, past hooks of their states."""
     from transformer_lens.model_bridge.generalized_components.ssm_protocol import SSMStateHookMixin
 
-    found: Mapping[str, Any] = dict(bridge.named_modules())
+    paths = [name.removesuffix(STATE) for name in hooks if name.endswith(STATE)]
+    found: Mapping[str, Any] = {path: bridge.get_submodule(path) for path in paths}
     return {
         int(path.split(".")[1]): module
         for path, module in found.items()
@@ -217,7 +230,7 @@ def _mixers(bridge: Any) -> Mapping[int, Any]:
     }
 
 
-def _scanned(  # noqa: PLR0913 - what is scanned, and how it is called
+def _scanned(
     hooks: Mapping[str, Any],
     named: Mapping[str, Site],
     mixers: Mapping[int, Any],
@@ -227,8 +240,8 @@ def _scanned(  # noqa: PLR0913 - what is scanned, and how it is called
 ) -> tuple[_Scan, frozenset[str]]:
     """A forward with its graph, past every hook that has a name here.
 
-    Where mixers can go position by position, a second forward does; of it only states are taken
-    that are not made otherwise.
+    Where mixers can go position by position, a second forward does; of it only those hooks are
+    taken that are not passed otherwise.
     """
     plain, felt = _scan_once(hooks, named, theirs, takes, tokens)
     if not mixers:
@@ -238,11 +251,11 @@ def _scanned(  # noqa: PLR0913 - what is scanned, and how it is called
     slow, moved = _scan_once(hooks, named, theirs, takes, tokens)
     for mixer in mixers.values():
         mixer.eager_scan = False
-    states = {name for name in slow.shapes if named[name].short in STATES}
-    plain.order = [name for name in slow.order if name in states or name in plain.shapes]
-    plain.shapes |= {name: slow.shapes[name] for name in states}
-    plain.values |= {name: slow.values[name] for name in states}
-    return plain, felt | (moved & states)
+    plain.slow = frozenset(slow.shapes.keys() - plain.shapes.keys())
+    plain.order = [name for name in slow.order if name in plain.slow or name in plain.shapes]
+    plain.shapes |= {name: slow.shapes[name] for name in plain.slow}
+    plain.values |= {name: slow.values[name] for name in plain.slow}
+    return plain, felt | (moved & plain.slow)
 
 
 def _scan_once(
@@ -256,7 +269,7 @@ def _scan_once(
     for name in named:
         hooks[name].add_hook(scan.at(name))
     with quiet(), torch.enable_grad():
-        felt = scan.felt(call(theirs, takes, tokens).logits)
+        felt = scan.felt(_probed(theirs, takes, tokens).logits)
     for name in named:
         hooks[name].remove_hooks("fwd")
     return scan, felt
@@ -267,7 +280,7 @@ def _step_blocks(bridge: Any, theirs: Any, takes: frozenset[str], tokens: Tensor
     for index, block in enumerate(bridge.blocks):
         vars(block)["forward"] = SteppedBlock(index, block.forward)
     with quiet(), torch.no_grad():
-        call(theirs, takes, tokens)
+        _probed(theirs, takes, tokens)
 
 
 def _forms(
@@ -315,12 +328,12 @@ def _is_all_that_is_added(attention: str, scan: _Scan) -> bool:
     return len(found) == 3 and adds_up(*found)
 
 
-def _scan_on_request(mixer: Any, states: Sites) -> None:
-    """Has a mixer go position by position when a tap asks for its states, and else as it does."""
+def _scan_on_request(mixer: Any, sites: Sites) -> None:
+    """Has a mixer go position by position when a tap asks for one of `sites`, else as it does."""
 
     def asked(_mixer: object) -> bool:
         step = NOW.get()
-        return step is not None and step.wants(states)
+        return step is not None and step.wants(sites)
 
     kind = type(mixer)
     vars(mixer).pop("eager_scan", None)

@@ -54,7 +54,6 @@ INSIDE: Mapping[str, str] = MappingProxyType(
 NORMS: Mapping[str, str] = MappingProxyType(
     {"ln1": "ln1", "norm": "ln1", "ln1_post": "ln1_post", "ln2": "ln2", "ln2_post": "ln2_post"}
 )
-STATES = ("mixer.hook_ssm_write", "mixer.hook_ssm_state")
 CONV = "mixer.conv1d.hook_out"
 
 
@@ -116,7 +115,8 @@ def form_of(site: Site, fired: Fired, rows: int, columns: int) -> Form | str:
     """
     if len(fired.shapes) > 1:
         return f"passed {len(fired.shapes)} times in a run"
-    shape, axes = fired.shapes[0], site.axes
+    (shape,) = fired.shapes
+    axes = site.axes
     fits = len(shape) == len(axes) and shape[0] == rows and fired.floating
     if fits and site.short == CONV and shape[2] >= columns:
         return _channels_first(shape[2] - columns)

@@ -18,7 +18,6 @@ from workbench.core.axes import SCORES, Resid
 from workbench.core.sites import Site, Sites
 from workbench.core.tap import Tap
 
-
 PATTERN = "attn.hook_pattern"
 
 
@@ -48,7 +47,7 @@ class Step:
     before block `last`; the one that does not, unembeds.
     """
 
-    def __init__(  # noqa: PLR0913 - what differs between the three
+    def __init__(
         self, tap: Tap, first: int, last: int, n_layers: int, given: Resid | None, *, ends: bool
     ) -> None:
         self.tap, self.first, self.last, self.n_layers = tap, first, last, n_layers
@@ -88,7 +87,7 @@ class Listener:
     form: Form
     mid: Site | None = None  # the stream between, where this is what attention adds to it
 
-    def __call__(self, value: Tensor, hook: object) -> Tensor | None:
+    def __call__(self, value: Tensor, hook: object) -> Tensor | None:  # noqa: ARG002 - it is told
         """The value the bridge goes on with; None for its own."""
         step = NOW.get()
         if step is None or not step.acts:
@@ -124,10 +123,14 @@ class SteppedBlock:
 
     def learn(self, output: object) -> None:
         """Notes the form of what it returns; once, while the model is loaded."""
-        self.outputs = len(output) if isinstance(output, tuple) else 0  # pyright: ignore[reportUnknownArgumentType]
+        self.outputs = len(output) if isinstance(output, tuple) else 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What transformers' own loop over the blocks calls, with arguments of its own."""
+        """What transformers' own loop over the blocks calls, with arguments of its own.
+
+        Raises:
+            ReachedError: If the step ends before this block, or after it as the last.
+        """
         step = NOW.get()
         if step is None:
             output = self._run(*args, **kwargs)

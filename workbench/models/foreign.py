@@ -165,7 +165,7 @@ class ForeignModel:
         return self._stream(Step(tap, first, end, n_layers, resid, ends=True), batch)
 
     def unembed(self, resid: Resid, tap: Tap, *, vocabulary: Tensor | None = None) -> Logits:
-        """Logits of a stream after the last block; all columns are made, whichever are asked for."""
+        """Logits of a stream after the last block; all columns are made, whichever are asked."""
         n_layers, rows = self.sizes.n_layers, resid.shape[:2]
         if not rows.numel():
             words = self.sizes.d_vocab if vocabulary is None else len(vocabulary)
@@ -186,12 +186,15 @@ class ForeignModel:
 
     def _stream(self, step: Step, batch: Batch) -> Resid:
         if batch.seen is not None:
-            wanted = f"by token (batch pos): {self.name} is run by transformers, which takes no more"
+            wanted = (
+                f"by token (batch pos): {self.name} is run by transformers, which takes no more"
+            )
             raise OptionError("attention_mask", wanted, "one by query and key")
         if batch.types is not None:
             raise OptionError("token_types", f"left out: {self.name} is told none", batch.types)
         if bool(batch.start.any()):
-            raise OptionError("use_cache", f"False: {self.name} keeps no keys and values", True)
+            wanted = f"left out: {self.name} keeps no keys and values"
+            raise OptionError("cache", wanted, "a pass that goes on from another")
         real = None if batch.real is None else batch.real.long()
         try:
             self._call(step, batch.tokens, batch.positions, real)
@@ -275,7 +278,7 @@ def architectures() -> tuple[str, ...]:
 
 def _need_bridge() -> None:
     try:
-        import transformer_lens  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport]
+        import transformer_lens  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError as error:
         raise MissingDependencyError(
             f"Models without a family of their own are run through transformer-lens, which is not "

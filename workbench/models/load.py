@@ -183,9 +183,7 @@ def empty(family: Family, config: Config) -> Stack:
         return family.build(config)
 
 
-def moved(
-    stack: Weights, dtype: torch.dtype | None, device: str | torch.device | None
-) -> Weights:
+def moved(stack: Weights, dtype: torch.dtype | None, device: str | torch.device | None) -> Weights:
     """The same in another dtype, or elsewhere.
 
     Raises:
@@ -320,9 +318,7 @@ def _through_bridge(
 ) -> "ForeignModel":
     from workbench.models import foreign  # which builds on this file, and imports seconds
 
-    return foreign.load(
-        source, tokenizer=tokenizer, dtype=dtype, device=device, revision=revision
-    )
+    return foreign.load(source, tokenizer=tokenizer, dtype=dtype, device=device, revision=revision)
 
 
 def _usable(tensor: Tensor) -> Tensor:

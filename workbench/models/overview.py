@@ -56,7 +56,7 @@ TAIL = """
 
 Of the architectures below there is no family. `wb.load` takes them all the same and runs them
 through transformer-lens (see [foreign models](foreign.md)), after it has held what that says to
-transformers; those that are no single stack of blocks over tokens are refused.
+transformers. Those that are no single stack of blocks are refused, with the reason.
 
 """
 
@@ -98,7 +98,7 @@ def markdown(known: Sequence[Known]) -> str:
 
 
 def long_tail(known: Sequence[Known]) -> tuple[str, ...]:
-    """The classes of transformers that transformer-lens bridges and no family here is.
+    """The language models of transformers that transformer-lens bridges and no family here is.
 
     Those that transformers itself has not are left out: they come with code of their own, which is
     never run here. Imports transformer-lens, which takes seconds.
@@ -112,7 +112,8 @@ def long_tail(known: Sequence[Known]) -> tuple[str, ...]:
 
     native = {one.architecture for one in known}
     theirs = set(dir(transformers))
-    return tuple(name for name in architectures() if name in theirs and name not in native)
+    others = (name for name in architectures() if name in theirs and name not in native)
+    return tuple(name for name in others if name.endswith("ForCausalLM"))
 
 
 def default_config(name: str) -> "PretrainedConfig":

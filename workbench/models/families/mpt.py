@@ -62,7 +62,7 @@ class Mpt(Family):
         config.finish(READ, DEFAULTS)
         inner, sizes = _attention_config(config), _sizes(config)
         eps = config.number("layer_norm_epsilon", 1e-5)
-        slopes = halving_slopes(sizes.n_heads, inner.number("alibi_bias_max", 8))
+        slopes = halving_slopes(sizes.n_heads, inner.number("alibi_bias_max", 8.0))
         return Stack(
             sizes=sizes,
             embed=Embedding(sizes.d_vocab, sizes.d_model),

@@ -79,7 +79,7 @@ class CoarseAlibi(ScoreBias):
         return (coarse.to(dtype) * self.scale)[:, :, None, :].expand(shape)
 
 
-def halving_slopes(n_heads: int, last: float = 8) -> tuple[float, ...]:
+def halving_slopes(n_heads: int, last: float = 8.0) -> tuple[float, ...]:
     """ALiBi's slopes: for a power of two n, 2^(-8/n), 2^(-16/n), … to 2^-`last`.
 
     Of other counts, those of the power below come first, then every other one of the power above.
