@@ -22,7 +22,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one head": {"n_heads": 1},
     "clipped": {"attn_config": {"clip_qkv": 0.5}},
     "another scale": {"attn_config": {"softmax_scale": 0.7}},
-    "flatter": {"attn_config": {"alibi_bias_max": 4}},
     "untied": {"tie_word_embeddings": False},
     "another eps": {"layer_norm_epsilon": 0.1},
     "one layer": {"n_layers": 1},

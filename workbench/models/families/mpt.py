@@ -31,11 +31,16 @@ READ = frozenset(
 )
 DEFAULTS = MappingProxyType({"no_bias": True, "logit_scale": None})
 READ_OF_ATTENTION = frozenset(
-    "clip_qkv softmax_scale alibi_bias_max attn_pdrop attn_impl "
-    "attn_uses_sequence_id".split()  # which transformers does without
+    "clip_qkv softmax_scale attn_pdrop attn_impl attn_uses_sequence_id".split()  # which transformers does without
 )
 DEFAULTS_OF_ATTENTION = MappingProxyType(
-    {"attn_type": "multihead_attention", "prefix_lm": False, "qk_ln": False, "alibi": True}
+    {
+        "attn_type": "multihead_attention",
+        "prefix_lm": False,
+        "qk_ln": False,
+        "alibi": True,
+        "alibi_bias_max": 8,  # of others transformers says something else than their authors
+    }
 )
 NAMES = MappingProxyType(
     {
@@ -62,7 +67,6 @@ class Mpt(Family):
         config.finish(READ, DEFAULTS)
         inner, sizes = _attention_config(config), _sizes(config)
         eps = config.number("layer_norm_epsilon", 1e-5)
-        slopes = halving_slopes(sizes.n_heads, inner.number("alibi_bias_max", 8.0))
         return Stack(
             sizes=sizes,
             embed=Embedding(sizes.d_vocab, sizes.d_model),
@@ -71,7 +75,7 @@ class Mpt(Family):
             unembed=Unembedding(sizes.d_model, sizes.d_vocab),
             rotary=None,
             tied=config.flag("tie_word_embeddings", default=True),
-            score_bias=Alibi(slopes),
+            score_bias=Alibi(halving_slopes(sizes.n_heads)),
         )
 
     @override

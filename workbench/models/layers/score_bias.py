@@ -79,12 +79,12 @@ class CoarseAlibi(ScoreBias):
         return (coarse.to(dtype) * self.scale)[:, :, None, :].expand(shape)
 
 
-def halving_slopes(n_heads: int, last: float = 8.0) -> tuple[float, ...]:
-    """ALiBi's slopes: for a power of two n, 2^(-8/n), 2^(-16/n), … to 2^-`last`.
+def halving_slopes(n_heads: int) -> tuple[float, ...]:
+    """ALiBi's slopes as BLOOM and Falcon have them: 2^(-8/n), 2^(-16/n), … for a power of two n.
 
     Of other counts, those of the power below come first, then every other one of the power above.
     """
     below: int = 2 ** int(math.log2(n_heads))
-    first = [2.0 ** (-last * head / below) for head in range(1, below + 1)]
-    between = [2.0 ** (-last * head / (2 * below)) for head in range(1, 2 * below, 2)]
+    first = [2.0 ** (-8 * head / below) for head in range(1, below + 1)]
+    between = [2.0 ** (-8 * head / (2 * below)) for head in range(1, 2 * below, 2)]
     return (*first, *between)[:n_heads]
