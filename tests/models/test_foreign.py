@@ -137,7 +137,8 @@ def test_it_says_what_transformers_says(kind: str) -> None:
     tiny.close(trace.logits, expected.logits, TOLERANCE)
     for layer in range(model.sizes.n_layers):
         stream = trace[f"blocks.{layer}.hook_resid_{end}"]
-        tiny.close(stream, expected.hidden_states[layer], TOLERANCE)
+        size = float(stream.abs().max().clamp(min=1))  # a recurrence's streams grow
+        tiny.close(stream, expected.hidden_states[layer], TOLERANCE * size)
     assert model.found.restarts
     assert model.causal
     assert "transformer-lens" in repr(model)
