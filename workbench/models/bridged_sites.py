@@ -113,9 +113,9 @@ def form_of(site: Site, fired: Fired, rows: int, columns: int) -> Form | str:
 
     `rows` and `columns` are those of the probe, which no other axis is as long as.
     """
-    if len(fired.shapes) > 1:
+    shape, *again = fired.shapes
+    if again:
         return f"passed {len(fired.shapes)} times in a run"
-    (shape,) = fired.shapes
     axes = site.axes
     fits = len(shape) == len(axes) and shape[0] == rows and fired.floating
     if fits and site.short == CONV and shape[2] >= columns:

@@ -31,7 +31,7 @@ READ = frozenset(
 )
 DEFAULTS = MappingProxyType({"no_bias": True, "logit_scale": None})
 READ_OF_ATTENTION = frozenset(
-    "clip_qkv softmax_scale attn_pdrop attn_impl attn_uses_sequence_id".split()  # which transformers does without
+    "clip_qkv softmax_scale attn_pdrop attn_impl attn_uses_sequence_id".split()
 )
 DEFAULTS_OF_ATTENTION = MappingProxyType(
     {
