@@ -7,7 +7,7 @@ import copy
 import inspect
 import re
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -168,7 +168,8 @@ class _Scan:
         weights = torch.randn(logits.shape, generator=draws).to(logits)
         total = (logits * weights).sum()
         zeros = list(self.zeros.values())
-        slopes: tuple[Tensor | None, ...] = torch.autograd.grad(total, zeros, allow_unused=True)
+        found: Any = torch.autograd.grad(total, zeros, allow_unused=True)
+        slopes: Sequence[Tensor | None] = found
         pairs = zip(self.zeros, slopes, strict=True)
         return frozenset(name for name, slope in pairs if slope is not None)
 
