@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from workbench.core.errors import WorkbenchError
+from workbench.core.errors import MissingDependencyError, WorkbenchError
 
 TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 DEFAULT = "smollm2-135m-instruct"
@@ -176,6 +176,11 @@ def models(
     for row in made.rows():
         table.add_row(*(Text(str(cell)) for cell in row.values()))
     out.print(table)
+    try:
+        tail = ", ".join(overview.long_tail(known))
+    except MissingDependencyError as error:
+        tail = str(error)
+    out.print(Text(f"through transformer-lens (docs/foreign.md): {tail}"), soft_wrap=True)
 
 
 @app.command(name="app", help="Serve the app in the browser, on this machine only.")

@@ -238,9 +238,15 @@ def test_a_config_without_a_family_is_refused(folder: Path, value: object) -> No
         wb.load(folder)
 
 
-def test_a_family_we_lack_names_what_there_is(folder: Path) -> None:
-    reconfigure(folder, model_type="nonesuch")
-    with pytest.raises(UnknownNameError, match=r"family named 'nonesuch'\. Nearest of \d\d: "):
+def test_a_family_that_nobody_has_names_what_there_is(folder: Path) -> None:
+    reconfigure(folder, model_type="llamma")
+    with pytest.raises(UnknownNameError, match=r"named 'llamma'\. Nearest of [0-9]+: .*llama"):
+        wb.load(folder)
+
+
+def test_weights_of_another_architecture_than_the_config_says_are_refused(folder: Path) -> None:
+    reconfigure(folder, model_type="mamba")  # of no family: transformers reads it
+    with pytest.raises(WeightsError, match="weights do not fit the config"):
         wb.load(folder)
 
 

@@ -73,6 +73,20 @@ _BLOCK = {
     "hook_normalized_resid_post": _STREAM,
 }
 
+# What a block has in attention's place that carries a state from token to token (Mamba).
+_MIXER = {
+    "mixer.hook_in": _STREAM,
+    "mixer.in_proj.hook_out": "batch pos d_proj",
+    "mixer.conv1d.hook_out": "batch pos d_conv",
+    "mixer.x_proj.hook_out": "batch pos d_select",
+    "mixer.dt_proj.hook_out": "batch pos d_inner",
+    "mixer.hook_ssm_write": "batch pos head d_head d_state",
+    "mixer.hook_ssm_state": "batch pos head d_head d_state",
+    "mixer.inner_norm.hook_out": "batch pos d_inner",
+    "mixer.out_proj.hook_in": "batch pos d_inner",
+    "mixer.hook_out": _STREAM,
+}
+
 # What a decoder's block has that reads an encoder, between its attention and its neurons.
 _CROSS = {
     "hook_cross_attn_in": _STREAM,
@@ -135,7 +149,7 @@ AXES: Mapping[str, str] = MappingProxyType(
         "decoder.hook_pos_embed": _STREAM,
         "decoder.embed.ln.hook_scale": _SCALE,
         "decoder.embed.ln.hook_normalized": _STREAM,
-        **{f"{BLOCKS}.{{}}.{name}": axes for name, axes in _BLOCK.items()},
+        **{f"{BLOCKS}.{{}}.{name}": axes for name, axes in (_BLOCK | _MIXER).items()},
         **{f"{ENCODER}.{{}}.{name}": axes for name, axes in _BLOCK.items()},
         "encoder_final_ln.hook_scale": _SCALE,
         "encoder_final_ln.hook_normalized": _STREAM,

@@ -27,6 +27,7 @@ from workbench.core.request import Columns, Request, Start, as_batch, late_sites
 from workbench.core.sites import Selector, Site, Sites
 
 UNASKED = 2**26  # bytes below which a run is let through: asking the system takes longer
+LARGE_STATE = 128  # coordinates of a recurrent state, in models of any size
 OPEN_SQUARES = 3  # of scores, masked scores, pattern and masked pattern, at once
 
 
@@ -269,6 +270,10 @@ def site_bytes(site: Site, model: Model, rows: int, columns: int) -> int:
         "d_model": sizes.d_model,
         "d_mlp": sizes.d_mlp,
         "d_vocab": sizes.d_vocab,
+        "d_proj": 3 * sizes.d_mlp,
+        "d_conv": 2 * sizes.d_mlp,
+        "d_inner": sizes.d_mlp,
+        "d_state": LARGE_STATE,
     }
     return math.prod(by_axis.get(axis, 1) for axis in site.axes) * item
 

@@ -38,7 +38,7 @@ from workbench.core.options import flag
 from workbench.core.plan import Interventions, Plan
 from workbench.core.program import compile_plan
 from workbench.core.prompts import open_rows
-from workbench.core.protocols import Model
+from workbench.core.protocols import Model, keeps
 from workbench.core.run import Check, Checked
 from workbench.core.sampling import choose, generators
 from workbench.core.sites import Selector, Site
@@ -261,6 +261,9 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         raise OptionError("record", "left out: run the finished text", record)
     draws = generators(seed, rows, model.device)
     cached = flag("use_cache", use_cache) and model.causal
+    if cached and not keeps(model):
+        wanted = f"False: {model.name} keeps nothing between passes"
+        raise OptionError("use_cache", wanted, use_cache)
     chunk = chunk_of(prefill_chunk, use_cache=cached)
     program, room = compile_plan(plan_of(plan, plans, rows), model, rows), max(settings.limits)
     need = generation_need(model, batch, program, room, sites, cached=cached, chunk=chunk)

@@ -224,8 +224,10 @@ def _size(name: str, site: Site, model: Model, base: Batch) -> int:
         return model.sizes.n_key_value_heads if grouped else model.sizes.n_heads
     if name == "neuron":
         widths = {"d_model": model.sizes.d_model, "d_head": model.sizes.d_head}
-        last = site.axes[-1]
-        return {**widths, "d_mlp": model.sizes.d_mlp, "d_vocab": model.sizes.d_vocab}[last]
+        known = {**widths, "d_mlp": model.sizes.d_mlp, "d_vocab": model.sizes.d_vocab}
+        if site.axes[-1] not in known:
+            raise OptionError("over", f"without 'neuron': {site} has a width of its own", name)
+        return known[site.axes[-1]]
     return rows if name == "row" else width
 
 

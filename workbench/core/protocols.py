@@ -201,6 +201,21 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
+class Uncached(Protocol):
+    """A model that may keep nothing between passes, so that each pass is a whole one."""
+
+    @property
+    def uncached(self) -> bool:
+        """Whether it keeps no keys and values."""
+        ...
+
+
+def keeps(model: Model) -> bool:
+    """Whether a pass can go on from the keys and values of one before it."""
+    return not (isinstance(model, Uncached) and model.uncached)
+
+
 def new_cache(model: Model, batch: int, capacity: int) -> KeyValueCache:
     """An empty cache for `batch` rows of at most `capacity` columns, those of an encoder aside."""
     sizes = model.sizes

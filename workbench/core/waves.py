@@ -16,7 +16,7 @@ from workbench.core.interventions import Intervention
 from workbench.core.metrics import TokenMetric
 from workbench.core.plan import Plan
 from workbench.core.program import compile_plan
-from workbench.core.protocols import Model
+from workbench.core.protocols import Model, keeps
 from workbench.core.sides import Side, on_side
 from workbench.core.standing import Scope
 
@@ -63,7 +63,8 @@ def cell_of(index: int, plan: Plan, model: Model, batch: Batch, fixed: Plan) -> 
     if any(one.gate is not None for one in both):
         return Cell(index, plan, -1, 0)
     keyed = batch.real is not None and any(one.keys is not None for one in both)
-    alike = model.causal and both.replayable and not keyed and Side.SOURCE not in program.sides
+    kept = model.causal and keeps(model)
+    alike = kept and both.replayable and not keyed and Side.SOURCE not in program.sides
     column = batch.ahead + min(found) if alike else 0
     return Cell(index, plan, program.first_block(model), column)
 

@@ -10,10 +10,10 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.core.errors import NonFiniteError, OptionError, UnknownNameError, WeightsError
 from workbench.core.operands import FLOATS
@@ -29,6 +29,9 @@ from workbench.models.transformer import Origin, Stack, Transformer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from workbench.models.foreign import ForeignModel
+
+Weights = TypeVar("Weights", bound=nn.Module)
 Rearrange = bool | Literal["whole"]  # which matrices are copied into the order of the kernel
 
 
@@ -41,8 +44,12 @@ def load(  # noqa: PLR0913 - where a model comes from, and in which form
     rearrange: Rearrange = True,
     revision: str | None = None,
     adapter: str | Path | None = None,
-) -> Transformer:
+) -> Transformer | Any:
     """A frozen model from what `source` names.
+
+    Families are native (`workbench models` lists them): the model is a `Transformer`. Of any other
+    architecture it is a `ForeignModel`, run through transformer-lens, which can do less and takes
+    longer (see docs/foreign.md).
 
     A known asset (`workbench pull` lists them; pulled when absent), a Hugging Face folder, a hub
     id, a `.gguf` file (converted once, into the cache), or a Hugging Face model in memory, whose
@@ -64,6 +71,7 @@ def load(  # noqa: PLR0913 - where a model comes from, and in which form
 
     Raises:
         UnknownNameError: If there is no such asset, folder, file or family.
+        MissingDependencyError: If it is of no family, and transformer-lens is not installed.
         WeightsError: If weights are missing, left over, misshapen, truncated or of mixed dtypes.
         NonFiniteError: If a weight is not finite.
         UnknownConfigKeyError: If the config has a key that would change the forward unheard.
@@ -75,6 +83,9 @@ def load(  # noqa: PLR0913 - where a model comes from, and in which form
         model = _load(source, tokenizer, dtype, device, rearrange=rearrange, revision=revision)
         if adapter is None:
             return model
+        if not isinstance(model, Transformer):
+            wanted = f"left out: {model.name} is run by transformers; merge it with peft"
+            raise OptionError("adapter", wanted, adapter)
         from workbench.models.adapters import read_adapter  # which builds on this file
 
         return read_adapter(adapter).on(model)
@@ -88,7 +99,7 @@ def _load(
     *,
     rearrange: Rearrange,
     revision: str | None,
-) -> Transformer:
+) -> "Transformer | ForeignModel":
     if not isinstance(source, str | Path):
         if revision is not None:
             raise OptionError("revision", "left out: the model is in memory", revision)
@@ -97,6 +108,8 @@ def _load(
 
     folder = resolve(str(source), revision)
     checkpoint = read_folder(folder)
+    if _is_foreign(checkpoint.config):
+        return _through_bridge(source, tokenizer, dtype, device, revision)
     vocabulary = find_tokenizer(folder) if tokenizer is None else as_vocabulary(tokenizer)
     return assemble(
         checkpoint.config,
@@ -135,7 +148,7 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     stack = empty(family, Config(file, config))
     fill(stack, family.convert(weights, stack), mixed=dtype is not None)
     if dtype is not None or device is not None:
-        stack = _moved(stack, dtype, device)
+        stack = moved(stack, dtype, device)
     check_finite(stack)
     digest = fingerprint(config, stack)
     if rearrange:
@@ -155,7 +168,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if not isinstance(family_name, str):
         raise OptionError("model_type", f"one of {', '.join(FAMILIES)}", family_name)
     if family_name not in FAMILIES:
-        hint = "Models of other kinds cannot be loaded yet."
+        hint = "Nor does transformers know models of that type."
         raise UnknownNameError("family", family_name, FAMILIES, hint)
     return FAMILIES[family_name]
 
@@ -166,7 +179,12 @@ def empty(family: Family, config: Config) -> Stack:
         return family.build(config)
 
 
-def _moved(stack: Stack, dtype: torch.dtype | None, device: str | torch.device | None) -> Stack:
+def moved(stack: Weights, dtype: torch.dtype | None, device: str | torch.device | None) -> Weights:
+    """The same in another dtype, or elsewhere.
+
+    Raises:
+        OptionError: If this machine has no such device.
+    """
     place = None if device is None else str(device)
     if place is not None and place.startswith("meta"):
         raise OptionError("device", "one that computes", device)
@@ -218,7 +236,7 @@ def _rearrange(stack: Stack, weights: Mapping[str, Tensor], *, whole: bool) -> N
             release(weights)
 
 
-def check_finite(stack: Stack) -> None:
+def check_finite(stack: nn.Module) -> None:
     """Refuses weights with NaN or infinity; reads every weight once.
 
     Raises:
@@ -231,7 +249,7 @@ def check_finite(stack: Stack) -> None:
                 raise NonFiniteError(name, bad, weight.numel())
 
 
-def fingerprint(config: Mapping[str, Any], stack: Stack) -> str:
+def fingerprint(config: Mapping[str, Any], stack: nn.Module) -> str:
     """A short digest of the config and of every byte of every weight.
 
     Weights are told apart by a checksum, which is no proof against a forger.
@@ -258,12 +276,14 @@ def _from_memory(
     tokenizer: object | None,
     dtype: torch.dtype | None,
     device: str | torch.device | None,
-) -> Transformer:
+) -> "Transformer | ForeignModel":
     from transformers import PreTrainedModel
 
     if not isinstance(source, PreTrainedModel):
         raise OptionError("source", "a name, a path or a Hugging Face model", type(source).__name__)
     config = {**source.config.to_dict(), "architectures": [type(source).__name__]}
+    if _is_foreign(config):
+        return _through_bridge(source, tokenizer, dtype, device, None)
     return assemble(
         config,
         {name: _usable(tensor) for name, tensor in source.state_dict().items()},
@@ -273,6 +293,28 @@ def _from_memory(
         device=device,
         rearrange=False,  # they may be written to, by who they are shared with
     )
+
+
+def _is_foreign(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has the architecture, and there is no family of it here."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type in FAMILIES:
+        return False
+    from transformers.models.auto import configuration_auto
+
+    return model_type in vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+
+
+def _through_bridge(
+    source: "str | Path | PreTrainedModel",
+    tokenizer: object | None,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+    revision: str | None,
+) -> "ForeignModel":
+    from workbench.models import foreign  # which builds on this file, and imports seconds
+
+    return foreign.load(source, tokenizer=tokenizer, dtype=dtype, device=device, revision=revision)
 
 
 def _usable(tensor: Tensor) -> Tensor:

@@ -51,6 +51,16 @@ class Known:
     sites: tuple[str, ...]  # names with {} in the layer's place, in forward order
 
 
+TAIL = """
+## The long tail
+
+Of the architectures below there is no family. `wb.load` takes them all the same and runs them
+through transformer-lens (see [foreign models](foreign.md)), after it has held what that says to
+transformers. Those that are no single stack of blocks are refused, with the reason.
+
+"""
+
+
 def families() -> tuple[Known, ...]:
     """Every native family; imports transformers, which takes seconds."""
     return tuple(_known(name) for name in FAMILIES)
@@ -83,7 +93,27 @@ def markdown(known: Sequence[Known]) -> str:
         code = {"family", "in transformers"}
         cells = (f"`{cell}`" if name in code else str(cell) for name, cell in row.items())
         lines.append(" | ".join(cells))
-    return HEADER + "".join(f"| {line} |\n" for line in lines)
+    listed = ", ".join(f"`{name}`" for name in long_tail(known))
+    return HEADER + "".join(f"| {line} |\n" for line in lines) + TAIL + f"{listed}\n"
+
+
+def long_tail(known: Sequence[Known]) -> tuple[str, ...]:
+    """The language models of transformers that transformer-lens bridges and no family here is.
+
+    Those that transformers itself has not are left out: they come with code of their own, which is
+    never run here. Imports transformer-lens, which takes seconds.
+
+    Raises:
+        MissingDependencyError: If transformer-lens is not installed.
+    """
+    import transformers
+
+    from workbench.models.foreign import architectures
+
+    native = {one.architecture for one in known}
+    theirs = set(dir(transformers))
+    others = (name for name in architectures() if name in theirs and name not in native)
+    return tuple(name for name in others if name.endswith("ForCausalLM"))
 
 
 def default_config(name: str) -> "PretrainedConfig":

@@ -65,9 +65,8 @@ def verify(
         UnknownNameError: If there is no model of that name.
     """
     flag("keep", keep)
-    if isinstance(model, str | Path):
-        model = load(model)
-    expect("model", model, Transformer, "a model that was loaded here, or what load takes")
+    model = load(model) if isinstance(model, str | Path) else model
+    model = expect("model", model, Transformer, "one of a native family, or what load takes")
     subject = Subject(model, theirs)
     rows: list[Row] = []
     left_out: dict[str, str] = {}
