@@ -22,7 +22,8 @@ from workbench.core.errors import FormatError, NonFiniteError, OptionError, Weig
 from workbench.core.options import number
 from workbench.core.provenance import digest
 from workbench.models.checkpoint import read_pickled
-from workbench.models.load import family_of
+from workbench.models.encoder_decoder import built
+from workbench.models.load import empty_of, family_of
 from workbench.models.safetensors_file import MappedTensors
 from workbench.models.tables import read_table
 from workbench.models.transformer import Origin, Transformer
@@ -89,7 +90,7 @@ class Adapter:
         which = digest(
             [self.name, strength, *(pair.b.double().sum() for pair in self.pairs.values())]
         )
-        return Transformer(
+        return built(
             stack,
             name=f"{model.name} + {self.name}",
             fingerprint=f"{model.fingerprint}+{which}",
@@ -100,7 +101,8 @@ class Adapter:
     def _changes(self, model: Transformer, config: Mapping[str, Any]) -> Mapping[str, Tensor]:
         products = {f"{name}.weight": self._product(pair) for name, pair in self.pairs.items()}
         changes = family_of(config).convert(
-            {name: product.to(model.device) for name, product in products.items()}, model.stack
+            {name: product.to(model.device) for name, product in products.items()},
+            empty_of(config),
         )
         weights = dict(model.stack.named_parameters(remove_duplicate=False))
         problems = [

@@ -236,3 +236,21 @@ class EncoderDecoder(Transformer):
 
     def _by_place(self, bias: ScoreBias | None, columns: Columns) -> Bias | None:
         return None if bias is None else bias.of(columns.queries, columns.keys, self.dtype)
+
+
+def built(
+    stack: Stack,
+    *,
+    name: str,
+    fingerprint: str,
+    tokenizer: Vocabulary | None,
+    origin: Origin | None = None,
+) -> Transformer:
+    """The model of a stack, or of two."""
+    if isinstance(stack, TwoStacks):
+        return EncoderDecoder(
+            stack, name=name, fingerprint=fingerprint, tokenizer=tokenizer, origin=origin
+        )
+    return Transformer(
+        stack, name=name, fingerprint=fingerprint, tokenizer=tokenizer, origin=origin
+    )

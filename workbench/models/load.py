@@ -21,7 +21,7 @@ from workbench.core.protocols import Vocabulary
 from workbench.core.store import folder_or_file
 from workbench.models.checkpoint import read_folder, release, resolve
 from workbench.models.config import Config
-from workbench.models.encoder_decoder import EncoderDecoder, TwoStacks
+from workbench.models.encoder_decoder import built
 from workbench.models.family import FAMILIES, Family
 from workbench.models.layers.linear import Tiled
 from workbench.models.transformer import Origin, Stack, Transformer
@@ -131,8 +131,7 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     family = family_of(config)
     if dtype is not None and dtype not in FLOATS:
         raise OptionError("dtype", f"one of {', '.join(map(str, FLOATS))}", dtype)
-    file = str(config["model_type"]).replace("-", "_")  # which errors name
-    stack = empty(family, Config(file, config))
+    stack = empty_of(config)
     fill(stack, family.convert(weights, stack), mixed=dtype is not None)
     if dtype is not None or device is not None:
         stack = _moved(stack, dtype, device)
@@ -141,11 +140,7 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     if rearrange:
         _rearrange(stack, weights, whole=rearrange == "whole")
     origin = Origin(MappingProxyType(dict(config)), folder)
-    if isinstance(stack, TwoStacks):
-        return EncoderDecoder(
-            stack, name=name, fingerprint=digest, tokenizer=tokenizer, origin=origin
-        )
-    return Transformer(stack, name=name, fingerprint=digest, tokenizer=tokenizer, origin=origin)
+    return built(stack, name=name, fingerprint=digest, tokenizer=tokenizer, origin=origin)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -162,6 +157,17 @@ def family_of(config: Mapping[str, Any]) -> Family:
         hint = "Models of other kinds cannot be loaded yet."
         raise UnknownNameError("family", family_name, FAMILIES, hint)
     return FAMILIES[family_name]
+
+
+def empty_of(config: Mapping[str, Any]) -> Stack:
+    """The empty stack of a config; it alone tells which weights are one: a filled one has copies.
+
+    Raises:
+        UnknownNameError: If no family has the config's `model_type`.
+        OptionError: If the config names no family.
+    """
+    family, file = family_of(config), str(config["model_type"]).replace("-", "_")
+    return empty(family, Config(file, config))  # errors name the file
 
 
 def empty(family: Family, config: Config) -> Stack:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from workbench.core.errors import OptionError
+from workbench.models.encoder_decoder import built
 from workbench.models.layers.embed import Embedding, Unembedding
 from workbench.models.layers.linear import Tiled
 from workbench.models.layers.mlp import MLP, GatedMLP
@@ -143,7 +144,7 @@ def first_blocks(model: Transformer, n_layers: int | None, n_ctx: int | None) ->
 def like(model: Transformer, stack: Stack, change: str) -> Transformer:
     """A model of that stack, named like the other; `change` sets its fingerprint apart."""
     fingerprint = f"{model.fingerprint}+{change}" if change else model.fingerprint
-    return Transformer(stack, name=model.name, fingerprint=fingerprint, tokenizer=model.tokenizer)
+    return built(stack, name=model.name, fingerprint=fingerprint, tokenizer=model.tokenizer)
 
 
 def untiled(model: Transformer) -> Transformer:
