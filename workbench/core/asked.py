@@ -133,6 +133,11 @@ def _columns(model: "Model", batch: "Batch") -> Int[Tensor, " batch"] | None:
     return torch.where(masked.sum(1) == 1, masked.int().argmax(1), zeros - 1)
 
 
+def knows_types(model: "Model") -> bool:
+    """Whether its embedding reads the types of tokens."""
+    return any(str(site) == "hook_token_type_embed" for site in model.sites)
+
+
 def _types(model: "Model", batch: "Batch", types: Types) -> Int[Tensor, "batch pos"]:
     """Types by column; pads have type 0.
 
@@ -140,7 +145,7 @@ def _types(model: "Model", batch: "Batch", types: Types) -> Int[Tensor, "batch p
         OptionError: If the model knows no types, or one is below 0.
         ShapeError: If they are not one for each token.
     """
-    if not any(str(site) == "hook_token_type_embed" for site in model.sites):
+    if not knows_types(model):
         raise OptionError("token_types", f"left out: {model.name} knows none", types)
     nested = torch.as_tensor(types).tolist() if isinstance(types, Tensor) else list(types or ())
     rows = nested if nested and isinstance(nested[0], Sequence) else [nested]
