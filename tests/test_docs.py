@@ -1,5 +1,6 @@
 """Every Python block of the documents runs as written, in order, document by document."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,9 @@ def test_its_snippets_run(document: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)  # a snippet may save files
     for example in SYBIL.parse(document).examples():
         example.evaluate()
+
+
+def test_the_family_that_is_shown_is_the_file_as_it_stands() -> None:
+    document = (ROOT / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    assert (ROOT / "workbench" / "models" / "families" / "mistral.py").read_text() in blocks

@@ -86,6 +86,60 @@ def test_no_source_file_breaks(rule: str) -> None:
     assert not found, f"{rule} ({reason}): {', '.join(found)}"
 
 
+def tells_families_apart(node: ast.AST) -> bool:
+    """Whether a node compares a config's model type with something, but for None."""
+    if isinstance(node, ast.Match):
+        return is_model_type(node.subject)
+    if not isinstance(node, ast.Compare):
+        return False
+    sides = [node.left, *node.comparators]
+    nothing = any(isinstance(side, ast.Constant) and side.value is None for side in sides)
+    return not nothing and any(map(is_model_type, sides))
+
+
+def is_model_type(node: ast.AST) -> bool:
+    """Whether it reads a model type: a name, an attribute, or an entry of a table."""
+    match node:
+        case ast.Name(id="model_type") | ast.Attribute(attr="model_type"):
+            return True
+        case ast.Subscript(slice=ast.Constant(value="model_type")):
+            return True
+        case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value="model_type"), *_]):
+            return True
+        case _:
+            return False
+
+
+FAMILIES = ROOT / "workbench" / "models" / "families"
+
+
+def test_nobody_but_a_family_asks_for_a_model_type() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        for path in SOURCES
+        if path.parent != FAMILIES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if tells_families_apart(node)
+    ]
+    assert not found, f"what differs between families belongs into their files: {', '.join(found)}"
+
+
+@pytest.mark.parametrize(
+    ("code", "tells"),
+    [
+        ("if config.model_type == 'llama': pass", True),
+        ("if 'bert' != config['model_type']: pass", True),
+        ("x = config.get('model_type', '') in ('a', 'b')", True),
+        ("match config['model_type']:\n  case 'a': pass", True),
+        ("if model_type is None: pass", False),
+        ("x = FAMILIES[config['model_type']]", False),
+        ("x = {k: v for k, v in config.items() if k != 'model_type'}", False),
+    ],
+)
+def test_what_tells_families_apart_is_seen(code: str, tells: bool) -> None:
+    assert any(map(tells_families_apart, ast.walk(ast.parse(code)))) == tells
+
+
 def public_names(path: Path) -> Iterator[str]:
     """The names that a package's `__init__` binds for its users."""
     for node in ast.parse(path.read_text()).body:

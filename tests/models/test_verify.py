@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -13,7 +13,8 @@ from typing_extensions import override
 
 import workbench as wb
 from tests import tiny
-from tests.families import EXAMPLES, hf
+from tests.families import EXAMPLES
+from tests.two_stacks import TWO_STACKS
 from workbench.core.errors import FormatError, MemoryLimitError, OptionError
 from workbench.core.sites import Site
 from workbench.core.tap import Tap
@@ -83,13 +84,31 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what is right passes ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", list(EXAMPLES))
-def test_every_family_passes(family: str, unchecked: None) -> None:
-    theirs = hf(family)
+def forms() -> dict[str, tuple[Any, Mapping[str, Any]]]:
+    """How to build one model of each family, of one stack or two, and one with each head."""
+    found: dict[str, tuple[Any, Mapping[str, Any]]] = {}
+    for name, example in {**EXAMPLES, **TWO_STACKS}.items():
+        found[name] = example.build, {}
+        for variant, changes in example.variants.items():
+            if "head" in changes or "own_unembedding" in changes:
+                found[f"{name}: {variant}"] = example.build, changes
+    return found
+
+
+FORMS = forms()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_family_passes(form: str, unchecked: None) -> None:
+    build, changes = FORMS[form]
+    theirs = build(**changes)
     report = wb.verify(wb.load(theirs, tokenizer=tiny.Bytes()), theirs=theirs)
     assert report.passed, str(report)
     judged = {row.name for row in report.rows if row.allowed is not None}
+    everywhere = {"logits", "hidden states", "attentions"}
+    assert judged >= {f"{what} = transformers" for what in everywhere}
     assert judged >= {"streams add up", "padded = alone", "gradients = differences"}
+    assert set(report.left_out) <= {"tokens = transformers", "cached = uncached"}
     assert {row.name for row in report.rows} | report.left_out.keys() == CHECKS.keys()
     assert {row.name for row in report.rows if row.allowed is None} <= TOLD
 
@@ -261,6 +280,10 @@ def test_the_form_of_a_block_is_read_off_its_sites() -> None:
         post,
     )
     assert form(pre, ln1, z, attn, ln2, mlp, post) == ({post: (pre, attn, mlp)}, post)  # parallel
+    assert form(pre, z, attn, mid, ln2, mlp, post) == (  # a first block whose input is normalised
+        {mid: (pre, attn), post: (mid, mlp)},
+        post,
+    )
     assert form(pre, ln1, z, attn, post) == ({post: (pre, attn)}, post)  # no feed-forward
     assert form(pre, z, attn, mid, ln1, mlp, post, ln2) == (  # norms come after
         {mid: (pre, attn), post: (ln1, mlp)},
@@ -313,6 +336,13 @@ def test_a_damaged_report_is_a_typed_error(change: dict[str, Any], tmp_path: Pat
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(FormatError):
         read_report(file)
+
+
+@pytest.mark.asset("all-minilm-l6-v2")
+def test_the_sentence_encoder_passes(unchecked: None) -> None:
+    report = wb.verify(wb.load("all-minilm-l6-v2"), keep=False)
+    assert report.passed, str(report)
+    assert set(report.left_out) == {"cached = uncached"}
 
 
 @pytest.mark.asset

@@ -165,6 +165,12 @@ def _columns(model: "Model", batch: "Batch") -> Int[Tensor, " batch"] | None:
     return torch.where(masked.sum(1) == 1, masked.int().argmax(1), zeros - 1)
 
 
+def knows_types(model: "Model") -> bool:
+    """Whether its embedding, or its attention, reads the types of tokens."""
+    embedded = any(str(site) == "hook_token_type_embed" for site in model.sites)
+    return embedded or model.sizes.streams is not None
+
+
 def _types(model: "Model", batch: "Batch", types: Types) -> Int[Tensor, "batch pos"]:
     """Types by column; pads have type 0.
 
@@ -172,8 +178,7 @@ def _types(model: "Model", batch: "Batch", types: Types) -> Int[Tensor, "batch p
         OptionError: If the model knows no types, or one is below 0.
         ShapeError: If they are not one for each token.
     """
-    embedded = any(str(site) == "hook_token_type_embed" for site in model.sites)
-    if not embedded and model.sizes.streams is None:
+    if not knows_types(model):
         raise OptionError("token_types", f"left out: {model.name} knows none", types)
     nested = torch.as_tensor(types).tolist() if isinstance(types, Tensor) else list(types or ())
     rows = nested if nested and isinstance(nested[0], Sequence) else [nested]

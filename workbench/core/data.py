@@ -17,6 +17,7 @@ from typing_extensions import override
 from workbench.core.asked import Answer, Asked, Types, answer_ids, asked_of, beside
 from workbench.core.axes import Positions, Real, Segment, Tokens
 from workbench.core.errors import AlignmentError, OptionError, PromptError, ShapeError
+from workbench.core.pairs import paired
 from workbench.core.prompts import Prompt, check_model, target_rows, token_rows
 from workbench.core.seen import Seen, seen_of
 from workbench.core.standing import Content, Keys, Place
@@ -206,6 +207,7 @@ def batch_of(  # noqa: PLR0913 - all that a batch is made of
     model: "Model",
     prompt: Prompt,
     *,
+    pair: str | Sequence[str] | None = None,
     padding_side: PaddingSide = "right",
     attention_mask: Tensor | None = None,
     token_types: Types = None,
@@ -215,9 +217,12 @@ def batch_of(  # noqa: PLR0913 - all that a batch is made of
 ) -> Batch:
     """Tokens of one prompt or several, padded on one side, checked against the model.
 
-    `token_types` are those of each row's tokens, in the prompts' shape. `answer` is the position
-    that metrics read, one or one for each row, negative ones from a row's end. Left out, a masked
-    language model is asked about the one masked token, a classifier of texts about the first.
+    `pair` is a second text for each prompt, one for all or one for each: both are put into one row
+    with the special tokens that the model expects around and between them, and with token types
+    where the model knows them. `token_types` are those of each row's tokens, in the prompts' shape.
+    `answer` is the position that metrics read, one or one for each row, negative ones from a row's
+    end. Left out, a masked language model is asked about the one masked token, a classifier of
+    texts about the first.
 
     A model with an encoder reads the prompts there; its decoder has been given `target`, one for
     all prompts or one for each: texts, which begin with the model's start token, or token ids as
@@ -235,17 +240,17 @@ def batch_of(  # noqa: PLR0913 - all that a batch is made of
         OptionError: If `padding_side` is neither "left" nor "right", or the mask is no mask, or
             there is a target and no decoder for it.
         ShapeError: If the mask does not fit the ids.
-        AlignmentError: If there are neither one nor as many targets as prompts.
+        AlignmentError: If there are neither one nor as many targets, or second texts, as prompts.
     """
     if padding_side not in ("left", "right"):
         raise OptionError("padding_side", "'left' or 'right'", padding_side)
     check_model(model)
+    if pair is not None:
+        prompt, token_types = paired(model, prompt, pair, token_types)
     if model.sizes.n_encoder_layers:
-        if attention_mask is not None and attention_mask.ndim == 4:
-            raise OptionError("attention_mask", "by token (batch pos), of the source", "4 axes")
         if token_types is not None:
             raise OptionError("token_types", "left out: this model knows none", token_types)
-        source = padded(model, token_rows(model, prompt), padding_side, attention_mask)
+        source = _source(model, token_rows(model, prompt), padding_side, attention_mask)
         given = padded(model, target_rows(model, target, len(source.tokens)), padding_side, None)
         return replace(asked_of(model, given, None, answer), source=source)
     if target is not None:
@@ -260,6 +265,15 @@ def batch_of(  # noqa: PLR0913 - all that a batch is made of
         )
     batch = padded(model, token_rows(model, prompt), padding_side, attention_mask)
     return beside(model, asked_of(model, batch, token_types, answer), memory)
+
+
+def _source(
+    model: "Model", rows: list[tuple[int, ...]], side: PaddingSide, mask: Tensor | None
+) -> Batch:
+    """What an encoder reads."""
+    if mask is not None and mask.ndim == 4:
+        raise OptionError("attention_mask", "by token (batch pos), of the source", "4 axes")
+    return padded(model, rows, side, mask)
 
 
 def padded(

@@ -132,6 +132,15 @@ class Masking(Protocol):
 
 
 @runtime_checkable
+class Pairing(Protocol):
+    """A vocabulary that knows how two texts stand in one row."""
+
+    def encode_pair(self, first: str, second: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids of a row, and the type of each token."""
+        ...
+
+
+@runtime_checkable
 class Model(Protocol):
     """A frozen language model. Nothing about a run is ever stored on it."""
 

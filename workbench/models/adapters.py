@@ -23,7 +23,7 @@ from workbench.core.options import number
 from workbench.core.provenance import digest
 from workbench.models.checkpoint import read_pickled
 from workbench.models.kinds import model_of
-from workbench.models.load import family_of
+from workbench.models.load import empty_of, family_of
 from workbench.models.safetensors_file import MappedTensors
 from workbench.models.tables import read_table
 from workbench.models.transformer import Origin, Transformer
@@ -101,7 +101,8 @@ class Adapter:
     def _changes(self, model: Transformer, config: Mapping[str, Any]) -> Mapping[str, Tensor]:
         products = {f"{name}.weight": self._product(pair) for name, pair in self.pairs.items()}
         changes = family_of(config).convert(
-            {name: product.to(model.device) for name, product in products.items()}, model.stack
+            {name: product.to(model.device) for name, product in products.items()},
+            empty_of(config),
         )
         weights = dict(model.stack.named_parameters(remove_duplicate=False))
         problems = [

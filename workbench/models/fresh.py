@@ -19,6 +19,7 @@ from workbench.core.options import count
 from workbench.core.protocols import Vocabulary
 from workbench.core.tap import UNTAPPED
 from workbench.models.config import Config
+from workbench.models.encoder_decoder import TwoStacks
 from workbench.models.kinds import model_of
 from workbench.models.layers.norm import Norm
 from workbench.models.load import as_vocabulary, empty, family_of, fill, fingerprint
@@ -27,6 +28,7 @@ from workbench.models.transformer import Origin, Stack, Transformer
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+EMBEDDING = ("embed", "source", "target")  # tokens, and positions of one stack or of two
 WRITING = ("o.weight", "down.weight")  # what these bricks' matrices make is added to the stream
 
 
@@ -122,8 +124,8 @@ def new(
     with torch.inference_mode(mode=False), torch.no_grad():
         stack = empty(family, Config(str(table["model_type"]), table))
         weights = {name: one.to(dtype) for name, one in _weights(stack, draw, draws)}
-        if stack.tied:
-            weights["unembed.weight"] = weights["embed.tokens"]
+        if stack.tied or isinstance(stack, TwoStacks):  # which transformers begins tied, all
+            weights[_unembedding(weights)] = weights["embed.tokens"]
         fill(stack, weights)
     vocabulary: Vocabulary | None = None if tokenizer is None else as_vocabulary(tokenizer)
     return model_of(
@@ -147,16 +149,25 @@ def _table(config: object) -> dict[str, Any]:
 
 def _weights(stack: Stack, draw: Init, draws: torch.Generator) -> Iterator[tuple[str, Tensor]]:
     norms = {path: module for path, module in stack.named_modules() if isinstance(module, Norm)}
+    drawn: dict[int, Tensor] = {}  # what has two names is drawn once
     for name, weight in stack.named_parameters(remove_duplicate=False):
         path, _, kind = name.rpartition(".")
-        if path in norms and kind == "weight":
-            yield name, torch.full(weight.shape, _neutral(norms[path], weight))
+        if id(weight) in drawn:
+            pass
+        elif path in norms and kind == "weight":
+            drawn[id(weight)] = torch.full(weight.shape, _neutral(norms[path], weight))
         elif weight.ndim < 2:
-            yield name, torch.zeros(weight.shape)
+            drawn[id(weight)] = torch.zeros(weight.shape)
         else:
-            embeds = path == "embed" or path.startswith("embed.")
+            embeds = path in EMBEDDING or path.startswith("embed.")
             asked = Drawn(weight.shape, name.endswith(WRITING), embeds, stack.sizes.n_layers)
-            yield name, _checked(draw(asked, draws), name, asked)
+            drawn[id(weight)] = _checked(draw(asked, draws), name, asked)
+        yield name, drawn[id(weight)]
+
+
+def _unembedding(weights: Mapping[str, Tensor]) -> str:
+    """The matrix that may be the embedding's own: a plain one, or that of a masked head."""
+    return next(name for name in ("unembed.weight", "unembed.words.weight") if name in weights)
 
 
 def _neutral(norm: Norm, weight: Tensor) -> float:

@@ -144,8 +144,7 @@ def assemble(  # noqa: PLR0913 - what a model is made of
     family = family_of(config)
     if dtype is not None and dtype not in FLOATS:
         raise OptionError("dtype", f"one of {', '.join(map(str, FLOATS))}", dtype)
-    file = str(config["model_type"]).replace("-", "_")  # which errors name
-    stack = empty(family, Config(file, config))
+    stack = empty_of(config)
     fill(stack, family.convert(weights, stack), mixed=dtype is not None)
     if dtype is not None or device is not None:
         stack = moved(stack, dtype, device)
@@ -171,6 +170,17 @@ def family_of(config: Mapping[str, Any]) -> Family:
         hint = "Nor does transformers know models of that type."
         raise UnknownNameError("family", family_name, FAMILIES, hint)
     return FAMILIES[family_name]
+
+
+def empty_of(config: Mapping[str, Any]) -> Stack:
+    """The empty stack of a config; it alone tells which weights are one: a filled one has copies.
+
+    Raises:
+        UnknownNameError: If no family has the config's `model_type`.
+        OptionError: If the config names no family.
+    """
+    family, file = family_of(config), str(config["model_type"]).replace("-", "_")
+    return empty(family, Config(file, config))  # errors name the file
 
 
 def empty(family: Family, config: Config) -> Stack:

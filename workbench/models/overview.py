@@ -15,8 +15,11 @@ from workbench.core.errors import OptionError
 from workbench.core.result import Table
 from workbench.core.sites import Sites
 from workbench.models.config import Config
+from workbench.models.encoder_decoder import TwoStacks
 from workbench.models.family import FAMILIES
 from workbench.models.load import empty
+from workbench.models.transformer import Stack
+from workbench.models.two_stream import TwoStreamStack
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -27,6 +30,19 @@ TASKS: Mapping[str, str] = MappingProxyType(
         "decoder": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
         "encoder": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
         "encoder–decoder": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    }
+)
+# What the classes of transformers end in, and the reader of each kind.
+READERS: Mapping[str, str] = MappingProxyType(
+    {
+        "ForCausalLM": "AutoModelForCausalLM",
+        "LMHeadModel": "AutoModelForCausalLM",
+        "ForMaskedLM": "AutoModelForMaskedLM",
+        "ForPreTraining": "AutoModelForPreTraining",
+        "ForNextSentencePrediction": "AutoModelForNextSentencePrediction",
+        "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+        "ForSequenceClassification": "AutoModelForSequenceClassification",
+        "ForTokenClassification": "AutoModelForTokenClassification",
     }
 )
 HEADER = """# Model families
@@ -136,9 +152,7 @@ def default_config(name: str) -> "PretrainedConfig":
 def _known(name: str) -> Known:
     config: Any = default_config(name)
     stack = empty(FAMILIES[name], Config(config.model_type, config.to_dict()))
-    kind = "decoder" if stack.causal else "encoder"
-    if config.is_encoder_decoder:
-        kind = "encoder–decoder"
+    kind = kind_of(stack)
     module = importlib.import_module(type(FAMILIES[name]).__module__)
     about = (module.__doc__ or "").strip().partition("\n")[0].rstrip(".")
     architecture = architecture_of(config.model_type, kind)
@@ -163,6 +177,22 @@ def architecture_of(model_type: str, kind: str) -> str:
         if found is not None:  # an encoder may be known as what it writes with
             return found if isinstance(found, str) else found[0]
     raise OptionError("model_type", "one that transformers has a class for", model_type)
+
+
+def reader_of(architecture: str) -> Any:
+    """The class of transformers that reads an architecture; one without a head for other names."""
+    from transformers.models.auto import modeling_auto
+
+    ending = next((end for end in READERS if architecture.endswith(end)), "")
+    return vars(modeling_auto)[READERS.get(ending, "AutoModel")]
+
+
+def kind_of(stack: Stack) -> str:
+    """One of `TASKS`."""
+    if isinstance(stack, TwoStacks):
+        return "encoder–decoder"
+    writes = stack.causal or isinstance(stack, TwoStreamStack)  # as transformers sees it
+    return "decoder" if writes else "encoder"
 
 
 def _short(name: str) -> str:

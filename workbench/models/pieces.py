@@ -15,13 +15,15 @@ from tokenizers import Tokenizer as Backend
 
 
 class Spelling(Enum):
-    """The three ways of writing text as tokens, and the rest."""
+    """The ways of writing text as tokens, and the rest."""
 
     BYTES = auto()  # each byte a printable character, a space is 'Ġ': GPT-2, Llama 3, SmolLM2
     MARKED = auto()  # a space is '▁', a lone byte '<0xE2>': SentencePiece, Llama 2, Gemma
+    ENDED = auto()  # '</w>' ends a word, and a space comes after it: OpenAI GPT
     PLAIN = auto()  # as it is; WordPiece's '##' stays
 
 
+END = "</w>"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
@@ -33,6 +35,8 @@ def spelling_of(backend: Backend) -> Spelling:
     kinds = set(_kinds(state))
     if "ByteLevel" in kinds:
         return Spelling.BYTES
+    if "BPEDecoder" in kinds:
+        return Spelling.ENDED
     return Spelling.MARKED if kinds & {"Metaspace", "Replace", "ByteFallback"} else Spelling.PLAIN
 
 
@@ -57,7 +61,7 @@ BYTE_OF = _byte_alphabet()
 
 
 def readable(piece: str, spelling: Spelling) -> str:
-    """A token's text, its leading space kept and its incomplete characters shown as bytes."""
+    """A token's text, the space at its side kept and its incomplete characters shown as bytes."""
     if spelling is Spelling.BYTES and all(character in BYTE_OF for character in piece):
         return bytes(BYTE_OF[character] for character in piece).decode(errors="backslashreplace")
     if spelling is Spelling.MARKED:
@@ -65,4 +69,4 @@ def readable(piece: str, spelling: Spelling) -> str:
         if lone:
             return bytes.fromhex(lone[1]).decode(errors="backslashreplace")
         return piece.replace(SPACE, " ")
-    return piece
+    return piece.removesuffix(END) + " " if spelling is Spelling.ENDED and END in piece else piece

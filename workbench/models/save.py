@@ -2,12 +2,15 @@
 
 Notable: no family says how to go back. A family's `convert` gives its weights as views of the
 checkpoint's tensors (transposed, split, renamed), so writing into these views writes the
-checkpoint. What that would leave unwritten is found by what it was filled with, and refused.
+checkpoint; where it copies, tensors of numbers are sent through it, and tell where each element
+went. What would be left unwritten is found by what it was filled with, and what is made is
+converted once more and compared with the model, before a file is written.
 """
 
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,12 @@ from workbench.core.errors import OptionError, WeightsError
 from workbench.core.options import expect, flag
 from workbench.core.store import write_json
 from workbench.models.checkpoint import SINGLE
-from workbench.models.load import family_of
-from workbench.models.overview import architecture_of
+from workbench.models.load import empty_of, family_of
+from workbench.models.overview import architecture_of, kind_of, reader_of
 from workbench.models.tokenizer import Tokenizer
 from workbench.models.transformer import Transformer
+
+Convert = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]  # theirs to ours, by name
 
 
 def save(model: Transformer, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -58,47 +63,102 @@ def checkpoint_of(model: Transformer, config: Mapping[str, Any]) -> tuple[str, d
     """The class of transformers that has these weights, and they by its names.
 
     Raises:
-        WeightsError: If that class has weights that the model does not.
+        WeightsError: If that class has weights that the model does not, or ties what here is two.
     """
-    twin = _empty_twin(config, model)
-    first: dict[int, str] = {}
-    for name, weight in twin.named_parameters(remove_duplicate=False):
-        first.setdefault(id(weight), name)  # one tensor may have two names
-    shapes = dict(twin.named_parameters(remove_duplicate=False))
-    blank = {
-        name: torch.full(shapes[name].shape, torch.nan, dtype=model.dtype)
-        for name in first.values()
-    }
-    views = family_of(config).convert(blank, model.stack)
-    for name, weight in model.stack.named_parameters(remove_duplicate=False):
-        if name in views:
-            views[name].copy_(weight.detach())
-    unwritten = [name for name, tensor in blank.items() if bool(tensor.isnan().any())]
-    if unwritten:
+    twin, family, stack = _empty_twin(config, model), family_of(config), empty_of(config)
+    weights = dict(model.stack.named_parameters(remove_duplicate=False))
+
+    def convert(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return family.convert(tensors, stack)
+
+    made = _blank(twin, weights, convert, model.dtype)
+    views = convert(made)
+    for name in weights.keys() & views.keys():
+        views[name].copy_(weights[name].detach())
+    copied = {name: tensor for name, tensor in made.items() if _is_unwritten(tensor)}
+    if copied:
+        _write_copied(copied, weights, convert)
+    again = convert(made)
+    lost = [name for name, tensor in made.items() if _is_unwritten(tensor)]
+    lost += [n for n, w in weights.items() if n not in again or not torch.equal(again[n], w)]
+    if lost:
         raise WeightsError(
-            f"{type(twin).__name__} has {len(unwritten)} weights that {model.name!r} has not: "
-            f"{', '.join(unwritten[:8])}. It cannot be saved for transformers."
+            f"{type(twin).__name__} and {model.name!r} have not the same weights: "
+            f"{', '.join(lost[:8])}. It cannot be saved for transformers."
         )
-    return type(twin).__name__, blank
+    return type(twin).__name__, made
+
+
+def _blank(
+    twin: nn.Module, weights: Mapping[str, Tensor], convert: Convert, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Tensors of NaN to be written into, by transformers' names.
+
+    What has two names there is one tensor, unless it is two in the model: T5 1.1 has an unembedding
+    that its class would begin as the embedding.
+    """
+    first: dict[int, str] = {}
+    made: dict[str, Tensor] = {}
+    for name, tensor in twin.state_dict(keep_vars=True).items():
+        one = first.setdefault(id(tensor), name)
+        own = one == name or _are_two(weights, convert, (one, name), tensor.shape)
+        if own and tensor.is_floating_point():
+            made[name] = torch.full(tensor.shape, torch.nan, dtype=dtype)
+    return made
+
+
+def _are_two(
+    weights: Mapping[str, Tensor], convert: Convert, names: tuple[str, str], shape: torch.Size
+) -> bool:
+    """Whether two names of one tensor of transformers are two weights here, which differ."""
+    probes = {name: torch.zeros(shape) for name in names}
+    found = convert(probes)
+    places = [
+        [name for name in found.keys() & weights.keys() if _is_view(found[name], probe)]
+        for probe in probes.values()
+    ]
+    pairs = itertools.product(*places)
+    return any(not torch.equal(weights[one], weights[other]) for one, other in pairs)
+
+
+def _is_view(tensor: Tensor, probe: Tensor) -> bool:
+    return tensor.untyped_storage().data_ptr() == probe.untyped_storage().data_ptr()
+
+
+def _is_unwritten(tensor: Tensor) -> bool:
+    return bool(tensor.isnan().any())
+
+
+def _write_copied(
+    made: Mapping[str, Tensor], weights: Mapping[str, Tensor], convert: Convert
+) -> None:
+    """Writes tensors that their family copies from: where an element goes is told by its number.
+
+    Also one that is there under an older name, beside the newer. Elements that nothing is made of,
+    positions that no token has, are 0, if others of their tensor are.
+    """
+    counts = [tensor.numel() for tensor in made.values()]
+    numbers = torch.arange(sum(counts)).split(counts)
+    numbered = {n: own.view(t.shape) for (n, t), own in zip(made.items(), numbers, strict=True)}
+    found = convert(numbered)
+    flat = torch.full((sum(counts),), torch.nan, dtype=torch.float64)
+    for name in found.keys() & weights.keys():
+        flat[found[name].flatten()] = weights[name].detach().flatten().to(flat)
+    for tensor, own in zip(made.values(), flat.split(counts), strict=True):
+        kept = own if bool(own.isnan().all()) else own.nan_to_num()
+        tensor.copy_(kept.view(tensor.shape))
 
 
 def _empty_twin(config: Mapping[str, Any], model: Transformer) -> nn.Module:
     import transformers
-    from transformers.models.auto import modeling_auto
 
     auto: Any = transformers.AutoConfig
     known = {key: value for key, value in config.items() if key != "model_type"}
     theirs = auto.for_model(config["model_type"], **known)
-    kind = "decoder" if model.causal else "encoder"
+    kind = kind_of(model.stack)
     named = config.get("architectures") or [architecture_of(config["model_type"], kind)]
-    classes = vars(modeling_auto)
-    reader = "AutoModelForCausalLM" if model.causal else "AutoModelForMaskedLM"
-    if named[0] in classes["MODEL_MAPPING_NAMES"].values():
-        reader = "AutoModel"
-    elif named[0] in classes["MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"].values():
-        reader = "AutoModelForCausalLM"  # of some that read both ways, too
     with torch.device("meta"):
-        return classes[reader].from_config(theirs)
+        return reader_of(str(named[0])).from_config(theirs)
 
 
 def _write(weights: Mapping[str, Tensor], file: Path) -> None:

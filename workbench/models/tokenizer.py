@@ -9,16 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from workbench.core.errors import FormatError, OptionError, PromptError, TokenError
-from workbench.core.store import read_text
 from workbench.models.chat import ChatPrompt, Message, Span, check_messages, render, said
 from workbench.models.pieces import SPACE, Spelling, readable, spelling_of
-from workbench.models.tables import as_ids, read_table
+from workbench.models.tables import as_ids
+from workbench.models.tokenizer_files import (
+    NAMED,
+    complete,
+    default_template,
+    named_tokens,
+    optional_table,
+    read_backend,
+    template_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +38,6 @@ OLD_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 MAX_SUGGESTIONS = 3
 
 
@@ -40,6 +46,23 @@ class Encoding(NamedTuple):
 
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
+
+
+class Token(NamedTuple):
+    """One token of a text, as a person reads it, and the characters it stands for."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+    special: bool
+
+
+class Pair(NamedTuple):
+    """Two texts as one row, and of which of them each token is: its type."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...]
 
 
 @final
@@ -63,19 +86,19 @@ class Tokenizer:
         Raises:
             FormatError: If the folder has none, or its files are damaged.
         """
-        config = _optional_table(folder / "tokenizer_config.json")
+        config = optional_table(folder / "tokenizer_config.json")
         if not has_tokenizer(folder):
             raise FormatError(f"{folder} has no tokenizer.json, nor {', '.join(OLD_FILES)}.")
         if not (folder / "tokenizer.json").exists():
             return _through_transformers(folder)
-        backend = _read_backend(folder / "tokenizer.json")
-        named = _named_tokens(folder, config)
+        backend = read_backend(folder / "tokenizer.json")
+        named = named_tokens(folder, config)
         if backend.padding:
             named.setdefault("pad_token", str(backend.padding["pad_token"]))
-        _complete(backend, config, named)
-        generation = _optional_table(folder / "generation_config.json")
+        complete(backend, config, named)
+        generation = optional_table(folder / "generation_config.json")
         eos = as_ids(generation.get("eos_token_id")) or _ids(backend, named, ("eos_token",))
-        return _build(backend, named, eos, _template(folder, config))
+        return _build(backend, named, eos, template_of(folder, config))
 
     @staticmethod
     def from_transformers(tokenizer: object) -> "Tokenizer":
@@ -93,7 +116,7 @@ class Tokenizer:
         special: Mapping[str, object] = tokenizer.special_tokens_map
         named = {key: str(value) for key, value in special.items() if key in NAMED}
         untyped: Any = tokenizer
-        template = _default_template(untyped.chat_template)
+        template = default_template(untyped.chat_template)
         return _build(backend, named, _ids(backend, named, ("eos_token",)), template)
 
     @property
@@ -133,7 +156,8 @@ class Tokenizer:
     def encode_with_offsets(self, text: str, *, special: bool = True) -> Encoding:
         """Ids, and which characters of `text` each token stands for.
 
-        A special token that the rules add stands for none (0, 0); tokens that share a character
+        A special token that the rules add stands for none (0, 0), and so does a mark that some put
+        before a text; tokens that share a character
         have the same offsets.
 
         Raises:
@@ -143,11 +167,36 @@ class Tokenizer:
         ids, offsets = tuple(encoded.ids), list(encoded.offsets)
         stop = 0
         for place, (start, end) in enumerate(offsets):
+            shown = self.token_text(ids[place])
             leading = start > stop and text[start - 1 : start] == " "
-            if leading and self.token_text(ids[place])[:1] == " ":
-                offsets[place] = (start - 1, end)  # some tokenizers trim it, some do not
+            if leading and shown[:1] == " ":
+                # some tokenizers trim it, some do not; a mark alone stands for nothing else
+                offsets[place] = (start - 1, start if shown == " " else end)
+            elif shown == " " != text[start:end]:
+                offsets[place] = (start, start)  # a mark before the text, of no character
             stop = max(stop, end)
         return Encoding(ids, tuple(offsets))
+
+    def tokens(self, text: str, *, special: bool = True) -> tuple[Token, ...]:
+        """The tokens of a text: id, readable text, characters, and whether it is a special one.
+
+        Raises:
+            PromptError: If the text is not valid Unicode.
+        """
+        pairs = zip(*self.encode_with_offsets(text, special=special), strict=True)
+        return tuple(
+            Token(one, self.token_text(one), *place, one in self.special_ids)
+            for one, place in pairs
+        )
+
+    def encode_pair(self, first: str, second: str) -> Pair:
+        """Two texts as their model expects them in one row, and the type of each token.
+
+        Raises:
+            PromptError: If a text is not valid Unicode.
+        """
+        encoded = self._encode(first, second, special=True)
+        return Pair(tuple(encoded.ids), tuple(encoded.type_ids))
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of ids; an incomplete character is U+FFFD.
@@ -208,12 +257,13 @@ class Tokenizer:
         )
         return ChatPrompt(text, ids, spans)
 
-    def _encode(self, text: str, *, special: bool) -> Any:
+    def _encode(self, text: str, second: str | None = None, *, special: bool) -> Any:
         try:
-            return self.backend.encode(text, add_special_tokens=special)
+            return self.backend.encode(text, second, add_special_tokens=special)
         except TypeError:
+            got = repr(text if second is None else (text, second))
             raise PromptError(
-                f"A text must be valid Unicode, got {text!r:.80}; is half a character left over?"
+                f"A text must be valid Unicode, got {got:.80}; is half a character left over?"
             ) from None
 
     def _single(self, text: str) -> int | None:
@@ -269,78 +319,9 @@ def _build(
     return Tokenizer(backend, table, eos_ids, template, spelling_of(backend), special)
 
 
-def _read_backend(file: Path) -> Backend:
-    try:
-        return Backend.from_file(str(file))
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-        raise FormatError(f"{file} cannot be read ({error}); download it again.") from None
-
-
-def _optional_table(file: Path) -> dict[str, Any]:
-    return read_table(file) if file.exists() else {}
-
-
-def _named_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    older = _optional_table(folder / "special_tokens_map.json")
-    texts = {key: _content(config.get(key, older.get(key))) for key in NAMED}
-    return {key: text for key, text in texts.items() if text is not None}
-
-
-def _content(token: object) -> str | None:
-    match token:
-        case str(text) | {"content": str(text)}:
-            return text
-        case _:
-            return None
-
-
-def _complete(backend: Backend, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
-    """Applies what transformers takes from `tokenizer_config.json` beyond `tokenizer.json`."""
-    untyped: Any = backend
-    for entry in _added(config.get("added_tokens_decoder") or {}):
-        text = _content(entry)
-        if text is not None and backend.token_to_id(text) is None:
-            special = isinstance(entry, dict) and bool(cast("dict[str, Any]", entry).get("special"))
-            untyped.add_tokens([AddedToken(text, special=special, normalized=False)])
-    missing = [text for text in named.values() if backend.token_to_id(text) is None]
-    untyped.add_special_tokens(missing)
-
-
-def _added(listed: object) -> list[object]:
-    """The added tokens in the order of their ids.
-
-    Raises:
-        FormatError: If the table is none.
-    """
-    table = cast("dict[str, object]", listed) if isinstance(listed, dict) else {"": listed}
-    if not all(key.isascii() and key.isdigit() for key in table):
-        raise FormatError("added_tokens_decoder must be a table from token ids to tokens.")
-    return [table[key] for key in sorted(table, key=int)]
-
-
 def _ids(backend: Backend, named: Mapping[str, str], keys: Sequence[str]) -> tuple[int, ...]:
     ids = (backend.token_to_id(named[key]) for key in keys if key in named)
     return tuple(token for token in ids if token is not None)
-
-
-def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.exists():
-        return read_text(file)
-    return _default_template(config.get("chat_template"))
-
-
-def _default_template(template: object) -> str | None:
-    """Of several templates the default one; older files list them by name."""
-    match template:
-        case str(text) | {"default": str(text)}:
-            return text
-        case list():
-            listed = [entry for entry in cast("list[object]", template) if isinstance(entry, dict)]
-            entries = cast("list[dict[str, object]]", listed)
-            return _default_template({str(e.get("name")): e.get("template") for e in entries})
-        case _:
-            return None
 
 
 def _through_transformers(folder: Path) -> Tokenizer:

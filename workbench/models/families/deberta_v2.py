@@ -84,7 +84,9 @@ class DebertaV2(Family):
                 n_positions=n_ctx if placed else None,
                 n_types=int(n_types) or None,
             ),
-            blocks=[_block(layer, sizes, config, eps) for layer in range(sizes.n_layers)],
+            blocks=_with_one_table(
+                [_block(layer, sizes, config, eps) for layer in range(sizes.n_layers)]
+            ),
             ln_final=NoNorm(),
             unembed=_head(kind, sizes, config, eps),
             rotary=None,
@@ -125,6 +127,15 @@ def _widths(config: Config) -> Mapping[str, Any]:
         "pooler_hidden_size": d_model,
         "attention_head_size": d_head,
     }
+
+
+def _with_one_table(blocks: list[PostNormBlock]) -> list[PostNormBlock]:
+    """Blocks that have the first one's embeddings of distances."""
+    first = blocks[0].attn.relative
+    for block in blocks[1:]:
+        if first is not None and block.attn.relative is not None:
+            block.attn.relative.embeddings = first.embeddings
+    return blocks
 
 
 def _block(layer: int, sizes: Sizes, config: Config, eps: float) -> PostNormBlock:

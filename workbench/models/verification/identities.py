@@ -10,11 +10,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from workbench.core.axes import DECODER
 from workbench.core.interventions import Intervention
 from workbench.core.operators import Zero
 from workbench.core.run import run
 from workbench.core.sites import Site, Sites
 from workbench.core.trace import Trace
+from workbench.models.layers.norm import Times
+from workbench.models.layers.sandwich import SandwichBlock
+from workbench.models.transformer import Transformer
 from workbench.models.verification.parity import worst
 from workbench.models.verification.report import Measured
 from workbench.models.verification.subject import NotApplicableError, Subject
@@ -23,7 +27,8 @@ PRE = "hook_resid_pre"
 STREAMS = ("hook_resid_mid", "hook_resid_mid_cross", "hook_resid_post")
 WRITES = ("hook_attn_out", "hook_cross_attn_out", "hook_mlp_out")
 AFTER = ("hook_normalized_resid_mid", "hook_normalized_resid_post")
-NORMS = ("ln1.hook_normalized", "ln2.hook_normalized", "ln3.hook_normalized", *AFTER)
+FIRST_NORM = "ln1.hook_normalized"  # some blocks have none, and a norm of the neurons only
+NORMS = (FIRST_NORM, "ln2.hook_normalized", "ln3.hook_normalized", *AFTER)
 
 
 class Sum(NamedTuple):
@@ -36,12 +41,8 @@ class Sum(NamedTuple):
 def sums_of(block: Sites) -> tuple[tuple[Sum, ...], Site | None]:
     """What adds up in a block, and the site of the stream it hands on."""
     shorts = [site.short for site in block]
-    first_norm = next((name for name in shorts if name in NORMS), None)
-    norms_last = (
-        first_norm is not None
-        and "hook_attn_out" in shorts
-        and shorts.index(first_norm) > shorts.index("hook_attn_out")
-    )
+    both = {FIRST_NORM, "hook_attn_out"} <= set(shorts)
+    norms_last = both and shorts.index(FIRST_NORM) > shorts.index("hook_attn_out")
     found: list[Sum] = []
     parts: list[Site] = []
     for site in block:
@@ -59,11 +60,11 @@ def sums_of(block: Sites) -> tuple[tuple[Sum, ...], Site | None]:
 
 def blocks_of(sites: Sites) -> list[Sites]:
     """The sites of each block, in forward order."""
-    layers: dict[int, list[Site]] = {}
+    blocks: dict[tuple[str, int], list[Site]] = {}
     for site in sites:
         if site.layer is not None:
-            layers.setdefault(site.layer, []).append(site)
-    return [tuple(block) for block in layers.values()]
+            blocks.setdefault((site.stack, site.layer), []).append(site)
+    return [tuple(block) for block in blocks.values()]
 
 
 def residuals(subject: Subject) -> Measured:
@@ -105,7 +106,7 @@ def handed_on(subject: Subject) -> Measured:
     joints = [
         (end, start)
         for end, start in zip(ends, starts[1:], strict=False)
-        if end is not None and start is not None
+        if end is not None and start is not None and end.stack == start.stack
     ]
     if not joints:
         message = "it has one block"
@@ -119,25 +120,34 @@ def heads(subject: Subject) -> Measured:
 
     The bias is what is left when every head's result is zero.
     """
-    results = subject.having("attn.hook_result")
+    results = subject.having("attn.hook_result", "cross_attn.hook_result")
     subject.having("hook_attn_out")
     return worst(_written(subject, results), "stream")
 
 
 def _written(subject: Subject, results: Sites) -> Iterator[tuple[Tensor, Tensor]]:
     nothing = [Intervention([str(site) for site in results], Zero())]
-    for row, trace, plain in zip(subject.rows, subject.traces, subject.plain, strict=True):
-        silent = run(subject.ours, [list(row)], plan=nothing, record=tuple(plain))
+    for trace, plain in zip(subject.traces, subject.plain, strict=True):
+        silent = run(subject.ours, plain.batch, plan=nothing, record=tuple(plain))
         for site in results:
-            bias = _attention(silent, site.layer)
-            yield trace[site].sum(2) + bias, _attention(plain, site.layer)
+            written = trace[site].sum(2) * _times(subject.ours, site)
+            yield written + _attention(silent, site), _attention(plain, site)
 
 
-def _attention(trace: Trace, layer: int | None) -> Tensor:
-    """What attention writes, before the norm that some blocks have behind it."""
+def _times(model: Transformer, result: Site) -> float:
+    """By what a block multiplies what its heads write, before it is added."""
+    block = None if result.stack == DECODER else model.stack.blocks[result.layer or 0]
+    if isinstance(block, SandwichBlock) and isinstance(block.ln1_post, Times):
+        return block.ln1_post.factor
+    return 1.0
+
+
+def _attention(trace: Trace, result: Site) -> Tensor:
+    """What the attention of these heads writes, before the norm that some blocks have behind it."""
+    brick, block = result.short.removesuffix(".hook_result"), f"{result.stack}.{{}}."
     normal, scale = (
-        Site(f"blocks.{{}}.ln1_post.hook_{name}", layer) for name in ("normalized", "scale")
+        Site(f"{block}ln1_post.hook_{name}", result.layer) for name in ("normalized", "scale")
     )
     if normal in trace and scale in trace:  # an RMSNorm's is before its weight
         return trace[normal] * trace[scale]
-    return trace[Site("blocks.{}.hook_attn_out", layer)]
+    return trace[Site(f"{block}hook_{brick}_out", result.layer)]

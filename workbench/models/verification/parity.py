@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Iterable
+from types import MappingProxyType
 
 from torch import Tensor
 
+from workbench.core.axes import BLOCKS, DECODER, ENCODER
+from workbench.core.sites import Site
+from workbench.core.trace import Trace
 from workbench.models.verification.report import Measured
 from workbench.models.verification.subject import NotApplicableError, Subject
 
+OF_STACK = MappingProxyType({BLOCKS: "", ENCODER: "encoder_", DECODER: "decoder_"})
 RELATIVE = 1e-5  # of the largest value of a tensor, and at least of 1: two orders of the same sums
 
 
@@ -36,20 +41,26 @@ def worst(pairs: Iterable[tuple[Tensor, Tensor]], unit: str) -> Measured:
 def logits(subject: Subject) -> Measured:
     """Logits, of every position of every row: of the fused path, and with all sites open.
 
-    Raises:
-        NotApplicableError: If transformers' model has none.
+    Without a head, the stream after the blocks.
     """
-    if any("logits" not in said for said in subject.expected):
-        message = "transformers' own model has no logits"
-        raise NotApplicableError(message)
+    unit = "stream" if subject.ours.sizes.output.columns == "stream" else "logits"
     return worst(
         (
-            (trace.logits, said.logits)
+            (_like(trace, said), said)
             for traces in (subject.plain, subject.traces)
-            for trace, said in zip(traces, subject.expected, strict=True)
+            for trace, said in zip(traces, subject.said, strict=True)
         ),
-        "logits",
+        unit,
     )
+
+
+def _like(trace: Trace, said: Tensor) -> Tensor:
+    """Ours in the shape of theirs: a classifier's are of the first token, or of one column."""
+    if said.ndim == 3:
+        return trace.logits
+    if trace.logits.shape == (*said.shape, 1):
+        return trace.logits[..., 0]
+    return trace.answer_logits
 
 
 def hidden_states(subject: Subject) -> Measured:
@@ -57,32 +68,38 @@ def hidden_states(subject: Subject) -> Measured:
     streams = subject.having("hook_resid_pre")
     return worst(
         (
-            (trace[site], said.hidden_states[layer])
+            (trace[site], said[f"{OF_STACK[site.stack]}hidden_states"][site.layer])
             for trace, said in zip(subject.traces, subject.expected, strict=True)
-            for layer, site in enumerate(streams)
+            for site in streams
         ),
         "stream",
     )
 
 
 def attentions(subject: Subject) -> Measured:
-    """The pattern of each block.
+    """The pattern of each block; of a decoder's across to its encoder, too.
 
     Raises:
         NotApplicableError: If transformers' model gives none.
     """
-    patterns = subject.having("attn.hook_pattern")
-    if any(not said.get("attentions") for said in subject.expected):
+    patterns = subject.having("attn.hook_pattern", "cross_attn.hook_pattern")
+    names = {site: _attention_of(site) for site in patterns}
+    if any(not said.get(name) for said in subject.expected for name in names.values()):
         message = "transformers' own model gives no patterns"
         raise NotApplicableError(message)
     return worst(
         (
-            (trace[site], said.attentions[site.layer])
+            (trace[site], said[names[site]][site.layer])
             for trace, said in zip(subject.traces, subject.expected, strict=True)
             for site in patterns
         ),
         "probability",
     )
+
+
+def _attention_of(site: Site) -> str:
+    across = site.short.startswith("cross_attn.")
+    return "cross_attentions" if across else f"{OF_STACK[site.stack]}attentions"
 
 
 def tokens(subject: Subject) -> Measured:

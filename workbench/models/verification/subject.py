@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import torch
+from torch import Tensor
 
+from workbench.core.data import Batch, PaddingSide, batch_of
 from workbench.core.errors import WeightsError
 from workbench.core.guards import Need, check_need
+from workbench.core.protocols import Output
 from workbench.core.run import run
 from workbench.core.sites import Sites
 from workbench.core.trace import Trace
+from workbench.models.overview import reader_of
 from workbench.models.tables import read_table
 from workbench.models.transformer import Transformer
 from workbench.models.views.stacks import converted, like
@@ -30,19 +34,17 @@ TEXTS = (
     "Ünïcödé – 東京 🙂 ok",
 )
 NEW = 8  # tokens that are generated
-WRITTEN = ("hook_attn_out", "ln1_post.hook_normalized", "ln1_post.hook_scale")
+WRITTEN = (
+    "hook_attn_out",
+    "hook_cross_attn_out",
+    "ln1_post.hook_normalized",
+    "ln1_post.hook_scale",
+)
+INSIDE = tuple(
+    f"{brick}.hook_{what}" for brick in ("attn", "cross_attn") for what in ("pattern", "result")
+)
 KINDS = (("batch", "pos", "d_model"), ("batch", "pos", "1"))  # streams, and scales of norms
 LONGEST = 24  # tokens of a row: patterns of all layers are compared
-# What a checkpoint's `architectures` end in, and the class of transformers that reads it.
-HEADS = {
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
-    "ForMaskedLM": "AutoModelForMaskedLM",
-    "ForPreTraining": "AutoModelForPreTraining",
-    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-    "ForTokenClassification": "AutoModelForTokenClassification",
-}
 
 
 class NotApplicableError(Exception):
@@ -99,45 +101,86 @@ class Subject:
         return tuple(ids for ids in encoded if max(ids, default=sizes.d_vocab) < sizes.d_vocab)
 
     @cached_property
+    def targets(self) -> tuple[tuple[int, ...], ...] | None:
+        """What a decoder that reads an encoder is given with each row: of other lengths."""
+        sizes = self.model.sizes
+        if not sizes.n_encoder_layers:
+            return None
+        start = () if sizes.start_id is None else (sizes.start_id,)
+        return tuple((*start, *row[: 3 + place]) for place, row in enumerate(self.rows))
+
+    def batch(self, *places: int, side: PaddingSide = "right", answer: int | None = None) -> Batch:
+        """Some of the rows, with their targets."""
+        rows = [self.rows[place] for place in places]
+        target = None if self.targets is None else [self.targets[place] for place in places]
+        return batch_of(self.ours, rows, padding_side=side, target=target, answer=answer)
+
+    @cached_property
     def expected(self) -> tuple[Any, ...]:
         """What transformers says of each row, with its hidden states and attentions."""
+        told = dict[str, Any](output_hidden_states=True, output_attentions=True)
         with torch.no_grad():
             return tuple(
-                self.twin(torch.tensor([row]), output_hidden_states=True, output_attentions=True)
-                for row in self.rows
+                self.twin(**inputs_of(self.batch(place)), **told) for place in range(len(self.rows))
             )
+
+    @cached_property
+    def said(self) -> tuple[Tensor, ...]:
+        """What transformers says of each row in the end: logits, or the stream of no head.
+
+        Raises:
+            NotApplicableError: If it says nothing of that kind.
+        """
+        found = [_said(answer, self.model.sizes.output) for answer in self.expected]
+        if any(one is None for one in found):
+            message = "transformers' own model has no logits"
+            raise NotApplicableError(message)
+        return tuple(one for one in found if one is not None)
 
     @cached_property
     def plain(self) -> tuple[Trace, ...]:
         """Runs of ours on each row by the fused path: nothing inside attention is looked at."""
         after = tuple(site for site in self.ours.sites if site.short in WRITTEN)
-        return tuple(run(self.ours, [list(row)], record=after) for row in self.rows)
+        return self._runs(after)
 
     @cached_property
     def traces(self) -> tuple[Trace, ...]:
         """Runs of ours on each row, with all streams, patterns and what heads write."""
-        return tuple(run(self.ours, [list(row)], record=self.recorded) for row in self.rows)
+        return self._runs(self.recorded)
+
+    def _runs(self, sites: Sites) -> tuple[Trace, ...]:
+        places = range(len(self.rows))
+        return tuple(run(self.ours, self.batch(place), record=sites) for place in places)
 
     @property
     def recorded(self) -> Sites:
         """The sites that comparisons and identities need."""
-        return tuple(
-            site
-            for site in self.ours.sites
-            if site.axes in KINDS or site.short in ("attn.hook_pattern", "attn.hook_result")
-        )
+        return tuple(site for site in self.ours.sites if site.axes in KINDS or site.short in INSIDE)
 
-    def having(self, short: str) -> Sites:
-        """The sites of that name in all blocks.
+    def having(self, *shorts: str) -> Sites:
+        """The sites of these names in all blocks.
 
         Raises:
             NotApplicableError: If no block has one.
         """
-        found = tuple(site for site in self.ours.sites if site.short == short)
+        found = tuple(site for site in self.ours.sites if site.short in shorts)
         if not found:
-            message = f"its blocks have no {short}"
+            message = f"its blocks have no {shorts[0]}"
             raise NotApplicableError(message)
         return found
+
+
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """A batch without pads, as transformers' models take it."""
+    if batch.source is None:
+        return {"input_ids": batch.tokens}
+    return {"input_ids": batch.source.tokens, "decoder_input_ids": batch.tokens}
+
+
+def _said(answer: Any, output: Output) -> Tensor | None:
+    headless = output.columns == "stream"
+    names = ("last_hidden_state",) if headless else ("prediction_logits", "logits")
+    return next((answer[name] for name in names if answer.get(name) is not None), None)
 
 
 def read_twin(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
@@ -148,9 +191,8 @@ def read_twin(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
         WeightsError: If transformers finds weights missing there, and would draw them.
     """
     named = read_table(folder / "config.json").get("architectures") or [""]
-    ending = next((name for name in HEADS if str(named[0]).endswith(name)), "")
     try:
-        found, told = _auto(HEADS.get(ending, "AutoModel")).from_pretrained(
+        found, told = reader_of(str(named[0])).from_pretrained(
             str(folder),
             dtype=dtype,
             attn_implementation="eager",
@@ -165,12 +207,6 @@ def read_twin(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
         missing = ", ".join(sorted(told["missing_keys"])[:4])
         raise WeightsError(f"{folder}: transformers finds no {missing}; it would draw them.")
     return found.float().eval()
-
-
-def _auto(name: str) -> Any:
-    from transformers.models.auto import modeling_auto
-
-    return vars(modeling_auto)[name]
 
 
 def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
