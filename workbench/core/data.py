@@ -270,7 +270,11 @@ def batch_of(  # noqa: PLR0913 - all that a batch is made of
 def _source(
     model: "Model", rows: list[tuple[int, ...]], side: PaddingSide, mask: Tensor | None
 ) -> Batch:
-    """What an encoder reads."""
+    """What an encoder reads.
+
+    Raises:
+        OptionError: If the mask is one by query and key.
+    """
     if mask is not None and mask.ndim == 4:
         raise OptionError("attention_mask", "by token (batch pos), of the source", "4 axes")
     return padded(model, rows, side, mask)
