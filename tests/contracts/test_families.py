@@ -11,7 +11,7 @@ from torch import Tensor
 
 import workbench as wb
 from tests import tiny
-from tests.families import EXAMPLES, hf, said, said_like
+from tests.families import EXAMPLES, hf, only_activation, said, said_like
 from tests.two_stacks import TWO_STACKS
 from workbench.core.data import Batch, batch_of
 from workbench.core.errors import UnknownConfigKeyError
@@ -25,13 +25,21 @@ TOLERANCE = 1e-5  # float32: the same sums in another order
 PROMPTS = ["abcdef", "ab", "hello you"]
 CASES = [(name, change) for name in EXAMPLES for change in EXAMPLES[name].variants]
 families = pytest.mark.parametrize("name", list(EXAMPLES))
+# What only chooses an activation function is compared with transformers, and needs no more.
+BUILT = [(n, change) for n, change in CASES if not only_activation(EXAMPLES[n].variants[change])]
 variants = pytest.mark.parametrize(
     ("name", "change", "changes"),
     [(name, change, EXAMPLES[name].variants[change]) for name, change in CASES],
     ids=[f"{name}: {change}" for name, change in CASES],
 )
+built = pytest.mark.parametrize(
+    ("name", "change", "changes"),
+    [(name, change, EXAMPLES[name].variants[change]) for name, change in BUILT],
+    ids=[f"{name}: {change}" for name, change in BUILT],
+)
+quick = pytest.mark.usefixtures("unchecked")
 decoders = pytest.mark.parametrize("name", [name for name in EXAMPLES if EXAMPLES[name].causal])
-WRITERS = [(name, change) for name, change in CASES if EXAMPLES[name].causal]
+WRITERS = [(name, change) for name, change in BUILT if EXAMPLES[name].causal]
 writers = pytest.mark.parametrize(
     ("name", "change", "changes"),
     [(name, change, EXAMPLES[name].variants[change]) for name, change in WRITERS],
@@ -73,7 +81,8 @@ def test_it_says_what_transformers_says(name: str, change: str, changes: Mapping
             tiny.close(pattern, expected.attentions[layer], TOLERANCE)
 
 
-@variants
+@quick
+@built
 def test_every_layer_s_streams_sum_up(name: str, change: str, changes: Mapping[str, Any]) -> None:
     model, example = wb.load(hf(name, **changes)), EXAMPLES[name]
     trace = wb.run(model, tiny.tokens(2, 7), record=model.sites)
@@ -81,7 +90,8 @@ def test_every_layer_s_streams_sum_up(name: str, change: str, changes: Mapping[s
         example.identities.get(change, example.identity)(trace, layer)
 
 
-@variants
+@quick
+@built
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_nothing(
     name: str, change: str, changes: Mapping[str, Any], side: Any
@@ -104,6 +114,7 @@ def test_padding_on_either_side_changes_nothing(
         tiny.close(trace.logits[row][mask[row]], wb.run(ours, [ids]).logits[0], TOLERANCE)
 
 
+@quick
 @writers
 def test_it_writes_what_transformers_writes(
     name: str, change: str, changes: Mapping[str, Any]
@@ -122,6 +133,7 @@ def test_it_writes_what_transformers_writes(
         assert list(alone[row].tokens[0]) == list(together.tokens[row]) == said[len(ids) :]
 
 
+@quick
 @families
 def test_the_sites_listed_are_those_that_fire(name: str) -> None:
     model, spy = model_of(name), tiny.Spy()
@@ -131,6 +143,7 @@ def test_the_sites_listed_are_those_that_fire(name: str) -> None:
     assert all(len(shape) == len(site.axes) for site, shape in spy.fired)
 
 
+@quick
 @families
 def test_what_is_looked_at_changes_nothing(name: str) -> None:
     model = model_of(name)
@@ -146,6 +159,7 @@ def tilted(value: Tensor) -> Tensor:
     return value * torch.linspace(0.5, 1.5, value.numel()).view_as(value)
 
 
+@quick
 @families
 def test_a_change_at_each_site_changes_the_output(name: str) -> None:
     model, ids = model_of(name), tiny.tokens(1, 6)
@@ -155,6 +169,7 @@ def test_a_change_at_each_site_changes_the_output(name: str) -> None:
         assert (changed.logits - plain).abs().max() > 1e-6, site
 
 
+@quick
 @families
 def test_what_the_heads_write_sums_to_what_attention_writes(name: str) -> None:
     model, ids = model_of(name), tiny.tokens(2, 7)
@@ -168,6 +183,7 @@ def test_what_the_heads_write_sums_to_what_attention_writes(name: str) -> None:
         assert (bias - trace[site]).abs().max() > 1e-4  # and they are what it writes
 
 
+@quick
 @decoders
 def test_chunks_and_a_cache_write_what_whole_passes_write(name: str) -> None:
     model, rows = model_of(name), [tiny.tokens(n, seed=n).tolist() for n in (13, 4, 9)]
@@ -184,6 +200,7 @@ def test_chunks_and_a_cache_write_what_whole_passes_write(name: str) -> None:
             tiny.close(torch.tensor(one), torch.tensor(other), TOLERANCE)
 
 
+@quick
 @families
 def test_a_sweep_is_a_loop(name: str) -> None:
     model, rows = model_of(name), [tiny.tokens(n, seed=n).tolist() for n in (8, 5)]
@@ -206,6 +223,7 @@ def gap(logits: Tensor) -> Tensor:
     return logits[:, 3] - logits[:, 5]
 
 
+@quick
 @families
 def test_original_checkpoints_say_the_same(name: str) -> None:
     theirs, spelling = hf(name), EXAMPLES[name].spelling
@@ -217,6 +235,7 @@ def test_original_checkpoints_say_the_same(name: str) -> None:
     assert torch.equal(wb.run(ours, ids).logits, wb.run(wb.load(theirs), ids).logits)
 
 
+@quick
 @families
 def test_threads_share_one_model(name: str) -> None:
     model, ids = model_of(name), tiny.tokens(2, 8)
@@ -230,6 +249,7 @@ def test_threads_share_one_model(name: str) -> None:
         assert all(pool.map(work, range(40)))
 
 
+@quick
 @families
 def test_a_config_key_it_does_not_know_is_refused(name: str) -> None:
     theirs: Any = hf(name)
@@ -238,6 +258,7 @@ def test_a_config_key_it_does_not_know_is_refused(name: str) -> None:
         wb.load(theirs, tokenizer=tiny.Bytes())
 
 
+@quick
 @families
 def test_loading_freezes_every_weight_and_takes_no_gradient(name: str) -> None:
     model = model_of(name)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import workbench as wb
 from tests import tiny
-from tests.contracts.test_families import families, model_of, variants
+from tests.contracts.test_families import built, families, model_of
 from tests.families import EXAMPLES, hf
 from workbench.core.data import Batch, batch_of
 from workbench.core.errors import OptionError
@@ -17,6 +17,7 @@ from workbench.core.grid import Grid, spread
 from workbench.core.operators import Scale, Zero
 from workbench.models.transformer import Transformer
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 ROWS = [tiny.tokens(6, seed=1).tolist(), tiny.tokens(4, seed=2).tolist()]
 encoders = pytest.mark.parametrize("name", [name for name in EXAMPLES if not EXAMPLES[name].causal])
 
@@ -31,7 +32,7 @@ def first_columns(logits: Tensor) -> Tensor:
     return logits[:, 0] - logits[:, 1:2].sum(1)
 
 
-@variants
+@built
 def test_a_replay_says_what_the_run_said(
     name: str, change: str, changes: Mapping[str, Any]
 ) -> None:

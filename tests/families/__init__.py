@@ -15,6 +15,7 @@ from torch import Tensor
 import workbench as wb
 from tests import tiny
 from workbench.core.registry import discover
+from workbench.models.config import ACTIVATIONS
 
 Changes = Mapping[str, Any]
 
@@ -94,6 +95,11 @@ class Example:
     causal: bool = True
     after_padding: bool = False
     copied: tuple[str, ...] = ()
+
+
+def only_activation(changes: Changes) -> bool:
+    """Whether a variant differs from the plain one by an activation function alone."""
+    return len(changes) == 1 and all(str(value) in ACTIVATIONS for value in changes.values())
 
 
 def hf(family: str, **changes: Any) -> Any:
