@@ -87,14 +87,16 @@ def test_no_source_file_breaks(rule: str) -> None:
 
 
 def tells_families_apart(node: ast.AST) -> bool:
-    """Whether a node compares a config's model type with something, but for None."""
+    """Whether a node compares a config's model type with something, but for None and tables."""
     if isinstance(node, ast.Match):
         return is_model_type(node.subject)
     if not isinstance(node, ast.Compare):
         return False
     sides = [node.left, *node.comparators]
     nothing = any(isinstance(side, ast.Constant) and side.value is None for side in sides)
-    return not nothing and any(map(is_model_type, sides))
+    within = all(isinstance(one, ast.In | ast.NotIn) for one in node.ops)
+    table = within and not isinstance(node.comparators[-1], ast.Tuple | ast.List | ast.Set)
+    return not nothing and not table and any(map(is_model_type, sides))
 
 
 def is_model_type(node: ast.AST) -> bool:
@@ -132,6 +134,8 @@ def test_nobody_but_a_family_asks_for_a_model_type() -> None:
         ("x = config.get('model_type', '') in ('a', 'b')", True),
         ("match config['model_type']:\n  case 'a': pass", True),
         ("if model_type is None: pass", False),
+        ("if model_type in FAMILIES: pass", False),
+        ("if model_type not in {'a'}: pass", True),
         ("x = FAMILIES[config['model_type']]", False),
         ("x = {k: v for k, v in config.items() if k != 'model_type'}", False),
     ],

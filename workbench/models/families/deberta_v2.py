@@ -73,7 +73,7 @@ class DebertaV2(Family):
         config.finish(READ, MappingProxyType({**DEFAULTS, **_widths(config)}))
         kind, n_ctx = encoder.kind_of(config), config.count("max_position_embeddings")
         sizes = encoder.sizes_of(config, n_ctx, encoder.output_of(kind, config))
-        eps, n_types = config.number("layer_norm_eps", 1e-7), config.number("type_vocab_size", 0.0)
+        eps, n_types = config.number("layer_norm_eps", 1e-7), _count(config, "type_vocab_size", 0)
         placed = config.flag("position_biased_input", default=True)
         return Stack(
             sizes=sizes,
@@ -82,7 +82,7 @@ class DebertaV2(Family):
                 sizes.d_model,
                 encoder.norm_of(sizes.d_model, eps, "embed.ln"),
                 n_positions=n_ctx if placed else None,
-                n_types=int(n_types) or None,
+                n_types=n_types,
             ),
             blocks=_with_one_table(
                 [_block(layer, sizes, config, eps) for layer in range(sizes.n_layers)]
@@ -171,10 +171,16 @@ def _kinds(config: Config) -> frozenset[str]:
 
 
 def _distances(config: Config) -> Distances:
-    longest = int(config.number("max_relative_positions", -1.0))
-    longest = longest if longest > 0 else config.count("max_position_embeddings")
-    buckets = int(config.number("position_buckets", -1.0))
-    return Distances(buckets if buckets > 0 else longest, longest, buckets > 0)
+    longest = _count(config, "max_relative_positions", -1)
+    longest = config.count("max_position_embeddings") if longest is None else longest
+    buckets = _count(config, "position_buckets", -1)
+    return Distances(buckets or longest, longest, buckets is not None)
+
+
+def _count(config: Config, name: str, none: int) -> int | None:
+    """A number above 0; None where the key is left out or has the value that says so."""
+    given = config.values.get(name)
+    return None if given is None or given == none else config.count(name)
 
 
 def _head(kind: str, sizes: Sizes, config: Config, eps: float) -> AnyHead:
