@@ -94,7 +94,7 @@ def tells_families_apart(node: ast.AST) -> bool:
         return False
     sides = [node.left, *node.comparators]
     nothing = any(isinstance(side, ast.Constant) and side.value is None for side in sides)
-    within = all(isinstance(one, ast.In | ast.NotIn) for one in node.ops)
+    within = all(isinstance(one, ast.In) for one in node.ops)
     table = within and not isinstance(node.comparators[-1], ast.Tuple | ast.List | ast.Set)
     return not nothing and not table and any(map(is_model_type, sides))
 

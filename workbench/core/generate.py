@@ -37,7 +37,7 @@ from workbench.core.modes import outside_inference
 from workbench.core.options import flag
 from workbench.core.plan import Interventions, Plan
 from workbench.core.program import compile_plan
-from workbench.core.prompts import open_rows
+from workbench.core.prompts import check_model, open_rows
 from workbench.core.protocols import Model, keeps
 from workbench.core.run import Check, Checked
 from workbench.core.sampling import choose, generators
@@ -243,6 +243,7 @@ def generate(  # noqa: PLR0913 - the arguments of a generation
         MemoryLimitError: If it would not fit; says what would take less.
     """
     flag("stream", stream)
+    check_model(model)
     batch = _prompts(model, prompt, target)
     rows = len(batch.tokens)
     settings = settings_of(
