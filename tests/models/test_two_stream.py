@@ -480,7 +480,7 @@ def test_what_fits_no_stream_is_refused(tmp_path: Any) -> None:
         (OptionError, "of rows of one length", lambda: memory_of(padded)),
         (OptionError, "one stack", lambda: wb.run(model, IDS, record="*", spill=tmp_path)),
         (PromptError, "outside", lambda: target_batch(model, [[999]], [0])),
-        (OptionError, "norms before", content.folded),
+        (OptionError, "of one stack and one stream", content.folded),
     ]
     for kind, words, call in cases:
         with pytest.raises(kind, match=words):

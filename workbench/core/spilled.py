@@ -6,13 +6,11 @@ trace is refused, however much alike. Headers are read on opening, tensors when 
 """
 
 import hashlib
-import json
-import re
 from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,18 +23,15 @@ from workbench.core.errors import (
     FormatError,
     MismatchError,
     NotRecordedError,
-    UnknownNameError,
 )
 from workbench.core.gathered import together
 from workbench.core.protocols import Model
-from workbench.core.reopened import PLAN_FILES, Recipe, recipe_of, reopen
+from workbench.core.reopened import PLAN_FILES, reopen
 from workbench.core.replay import Source
 from workbench.core.sites import Selector, Site, Sites, select
-from workbench.core.spill import BATCH, FORMAT, INDEX, VERSION, dtype_name, part_name
-from workbench.core.store import is_folder, read_text
-
-_STREAM = re.compile(r"stream\.(0|[1-9][0-9]{0,5})")
-_AGAIN = "Run it again, into an empty folder."
+from workbench.core.spill import BATCH, INDEX, dtype_name, part_name
+from workbench.core.store import is_folder
+from workbench.core.trace_index import AGAIN, Index, index_of, known, malformed
 
 
 @final
@@ -166,15 +161,15 @@ def load_trace(folder: str | Path, *, model: Model | None = None) -> SpilledTrac
     if not is_folder(folder):
         raise FormatError(f"{folder} is no folder.")
     if not (folder / INDEX).exists():
-        raise FormatError(f"{folder} has no {INDEX}: no run was finished there. {_AGAIN}")
-    index = _index(folder)
+        raise FormatError(f"{folder} has no {INDEX}: no run was finished there. {AGAIN}")
+    index = index_of(folder)
     _check_files(folder, index)
     if model is not None and model.fingerprint != index.fingerprint:
         raise MismatchError(folder, {"fingerprint": (index.fingerprint, model.fingerprint)})
     batch = _batch(folder, index)
     rows = sorted(chain.from_iterable(index.parts))
     if index.parts and rows != list(range(len(batch.tokens))):
-        raise FormatError(_malformed(folder, "its parts are not the rows of its batch"))
+        raise FormatError(malformed(folder, "its parts are not the rows of its batch"))
     buckets = tuple(bucket_of(batch, part) for part in index.parts)
     _check_tensors(folder, index)
     for number, one in enumerate([bucket.batch for bucket in buckets] or [batch]):
@@ -194,108 +189,7 @@ def load_trace(folder: str | Path, *, model: Model | None = None) -> SpilledTrac
     )
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Index:
-    """What `trace.json` says, each entry of the right kind."""
-
-    run: str
-    model: str
-    fingerprint: str
-    plan: tuple[str, ...]
-    parts: tuple[tuple[int, ...], ...]
-    names: Mapping[Site, str]
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape
-    batch: str  # digest
-    recipe: Recipe | None  # of a run of everything
-
-
-def _index(folder: Path) -> _Index:
-    try:
-        data = cast("object", json.loads(read_text(folder / INDEX)))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(_malformed(folder, f"it is not JSON ({error})")) from None
-    match data:
-        case {
-            "format": "workbench.trace",
-            "version": 1,
-            "run": str() as run,
-            "model": str() as model,
-            "fingerprint": str() as fingerprint,
-            "plan": [*plan],
-            "parts": parts,
-            "sites": dict() as sites,
-            "tensors": dict() as tensors,
-            "batch": str() as batch,
-        } if all(isinstance(one, str) for one in plan):
-            return _Index(
-                run,
-                model,
-                fingerprint,
-                tuple(plan),
-                _parts(folder, parts),
-                {_site(folder, site): _known(folder, name) for site, name in sites.items()},
-                {name: _size(folder, size) for name, size in tensors.items()},
-                batch,
-                _recipe(folder, cast("dict[str, object]", data).get("replay")),
-            )
-        case {"format": "workbench.trace", "version": int() as version} if version != VERSION:
-            raise FormatError(
-                _malformed(folder, f"it has version {version}; this workbench reads {VERSION}")
-            )
-        case _:
-            raise FormatError(
-                _malformed(folder, f'it is not {{"format": "{FORMAT}", "version": 1, …}}')
-            )
-
-
-def _recipe(folder: Path, data: Any) -> Recipe | None:
-    recipe = recipe_of(data)
-    if data is not None and recipe is None:
-        raise FormatError(_malformed(folder, "it does not say how to replay"))
-    return recipe
-
-
-def _parts(folder: Path, parts: Any) -> tuple[tuple[int, ...], ...]:
-    match parts:
-        case None:
-            return ()
-        case [*rows] if rows and all(_are_counts(part) and part for part in rows):
-            return tuple(map(tuple, rows))
-        case _:
-            raise FormatError(_malformed(folder, "its parts are no rows"))
-
-
-def _size(folder: Path, size: Any) -> tuple[str, tuple[int, ...]]:
-    match size:
-        case {"dtype": str() as dtype, "shape": shape} if _are_counts(shape):
-            return dtype, tuple(shape)
-        case _:
-            raise FormatError(_malformed(folder, "it says of a tensor no dtype and shape"))
-
-
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        type(one) is int and one >= 0 for one in cast("list[object]", values)
-    )
-
-
-def _site(folder: Path, name: object) -> Site:
-    try:
-        return Site.parse(str(name))
-    except UnknownNameError:
-        raise FormatError(_malformed(folder, f"{name!r} is no site")) from None
-
-
-def _known(folder: Path, name: object) -> str:
-    """The name of a tensor, which is a site's or a stream's, and so of a file in this folder."""
-    text = str(name)
-    if _STREAM.fullmatch(text) is None:
-        _site(folder, text)
-    return text
-
-
-def _check_files(folder: Path, index: _Index) -> None:
+def _check_files(folder: Path, index: Index) -> None:
     """Refuses a folder that has less than its index says, or more.
 
     Raises:
@@ -305,25 +199,25 @@ def _check_files(folder: Path, index: _Index) -> None:
         number, _, rest = name.partition(".") if index.parts else ("", "", name)
         if index.parts and not (number.isdecimal() and int(number) < len(index.parts)):
             raise FormatError(
-                _malformed(folder, f"{name!r} is of none of its {len(index.parts)} parts")
+                malformed(folder, f"{name!r} is of none of its {len(index.parts)} parts")
             )
-        _known(folder, rest)
+        known(folder, rest)
     files = {INDEX, BATCH, *(f"{name}.safetensors" for name in index.tensors)}
     files |= set() if index.recipe is None else set(PLAN_FILES)
     # A dot begins what file managers and network disks leave behind; nothing here reads it.
     found = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
     if missing := sorted(files - found):
-        raise FormatError(f"{folder} lacks {', '.join(missing)}. {_AGAIN}")
+        raise FormatError(f"{folder} lacks {', '.join(missing)}. {AGAIN}")
     if unknown := sorted(found - files):
         raise FormatError(f"{folder} has files of no trace: {', '.join(unknown)}. Move them away.")
     if links := sorted(name for name in files if (folder / name).is_symlink()):
         raise FormatError(f"{folder}: {', '.join(links)} is a link. Put the file itself there.")
 
 
-def _batch(folder: Path, index: _Index) -> Batch:
+def _batch(folder: Path, index: Index) -> Batch:
     file = folder / BATCH
     if hashlib.sha256(file.read_bytes()).hexdigest() != index.batch:
-        raise FormatError(f"{file} is not the batch of this trace. {_AGAIN}")
+        raise FormatError(f"{file} is not the batch of this trace. {AGAIN}")
     with _opened(file) as stored:
         parts = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no dict
     tokens = parts.get("tokens", torch.empty(0))
@@ -332,7 +226,7 @@ def _batch(folder: Path, index: _Index) -> Batch:
     shapes |= {"types": columns, "asked": each}
     whole = {"tokens", "start", "prompt"} <= set(parts) <= {*shapes, "said", "seen"}
     if not whole or any(parts[n].shape != s for n, s in shapes.items() if n in parts):
-        raise FormatError(f"{file} holds no batch. {_AGAIN}")
+        raise FormatError(f"{file} holds no batch. {AGAIN}")
     return Batch(
         tokens,
         parts.get("real"),
@@ -345,7 +239,7 @@ def _batch(folder: Path, index: _Index) -> Batch:
     )
 
 
-def _check_tensors(folder: Path, index: _Index) -> None:
+def _check_tensors(folder: Path, index: Index) -> None:
     """Refuses files whose headers are not what the index says.
 
     Raises:
@@ -358,14 +252,14 @@ def _check_tensors(folder: Path, index: _Index) -> None:
             names = list(stored.keys())
             found = [(n, stored.get_slice(n).get_shape()) for n in names]
         if run != index.run:
-            raise FormatError(f"{file} is of another run. {_AGAIN}")
+            raise FormatError(f"{file} is of another run. {AGAIN}")
         if found != [(name, list(shape))]:
-            raise FormatError(f"{file} has {found}, not {name!r} of {list(shape)}. {_AGAIN}")
+            raise FormatError(f"{file} has {found}, not {name!r} of {list(shape)}. {AGAIN}")
         if dtype_name(_empty(folder, name)) != dtype:
-            raise FormatError(f"{file} is not of {dtype}. {_AGAIN}")
+            raise FormatError(f"{file} is not of {dtype}. {AGAIN}")
 
 
-def _check_shapes(folder: Path, index: _Index, part: int | None, batch: Batch) -> None:
+def _check_shapes(folder: Path, index: Index, part: int | None, batch: Batch) -> None:
     """Refuses tensors that are no activations of a batch.
 
     Raises:
@@ -377,14 +271,14 @@ def _check_shapes(folder: Path, index: _Index, part: int | None, batch: Batch) -
         name = part_name(stem, part)
         if name not in index.tensors:
             why = f"{site} is in {name}, which is not among its tensors"
-            raise FormatError(_malformed(folder, why))
+            raise FormatError(malformed(folder, why))
         shape = index.tensors[name][1]
         fits = len(shape) == len(site.axes) and all(
             sizes.get(axis, size) == size for axis, size in zip(site.axes, shape, strict=True)
         )
         if not fits:
             wanted = f"({' '.join(site.axes)}) of {rows} x {width} tokens"
-            raise FormatError(_malformed(folder, f"{name} of {list(shape)} is not {site} {wanted}"))
+            raise FormatError(malformed(folder, f"{name} of {list(shape)} is not {site} {wanted}"))
 
 
 def _tensor(folder: Path, name: str) -> Tensor:
@@ -402,8 +296,4 @@ def _opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise FormatError(f"{file} cannot be read: {error}. {_AGAIN}") from None
-
-
-def _malformed(folder: Path, why: str) -> str:
-    return f"{folder / INDEX} is no index of a trace: {why}. {_AGAIN}"
+        raise FormatError(f"{file} cannot be read: {error}. {AGAIN}") from None

@@ -8,7 +8,7 @@ last block the source is done with, and only the target is left.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,6 @@ from workbench.models.layers.entrance import Entrance
 from workbench.models.layers.norm import Norm
 from workbench.models.layers.score_bias import ScoreBias
 from workbench.models.transformer import Origin, Stack, Transformer
-
-if TYPE_CHECKING:
-    from workbench.models.views.folded import Folded
 
 
 @final
@@ -161,23 +158,6 @@ class EncoderDecoder(Transformer):
         x = self._two.ln_final.normalise(resid, tap)
         x = x if self._two.scale is None else x * self._two.scale
         return self._two.unembed.unembed(x, tap, vocabulary)
-
-    @override
-    def folded(
-        self,
-        *,
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = True,
-        fold_value_biases: bool = True,
-        refactor_factored_attn_matrices: bool = False,
-    ) -> "Folded":
-        """Nothing: views of two stacks are not made.
-
-        Raises:
-            OptionError: Always.
-        """
-        raise OptionError("model", "of one stack: two are not folded", self.name)
 
     @override
     def __repr__(self) -> str:

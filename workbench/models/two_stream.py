@@ -9,7 +9,7 @@ in every run, and a sweep, a gradient or a start at a layer need nothing of thei
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,6 @@ from workbench.models.layers.norm import NoNorm
 from workbench.models.layers.sight import Rules, Surroundings, surroundings
 from workbench.models.layers.two_stream_block import TwoStreamBlock
 from workbench.models.transformer import Origin, Stack, Transformer
-
-if TYPE_CHECKING:
-    from workbench.models.views.folded import Folded
 
 
 @final
@@ -136,23 +133,6 @@ class TwoStream(Transformer):
         now = surroundings(batch, None, self._two.rules, self.dtype)
         return self._two.through(resid, None, tap, now, blocks)[0]
 
-    @override
-    def folded(
-        self,
-        *,
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = True,
-        fold_value_biases: bool = True,
-        refactor_factored_attn_matrices: bool = False,
-    ) -> "Folded":
-        """Nothing: norms that come after a sum cannot be folded into what reads it.
-
-        Raises:
-            OptionError: Always.
-        """
-        raise OptionError("model", "with norms before its layers", self.name)
-
 
 @final
 class Predicting(Transformer):
@@ -224,23 +204,6 @@ class Predicting(Transformer):
         content, after = self._two.through(content, query, tap, now, blocks)
         assert after is not None  # there was one before
         return after if blocks.stop == self.sizes.n_layers else torch.cat([content, after], 1)
-
-    @override
-    def folded(
-        self,
-        *,
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = True,
-        fold_value_biases: bool = True,
-        refactor_factored_attn_matrices: bool = False,
-    ) -> "Folded":
-        """Nothing: norms that come after a sum cannot be folded into what reads it.
-
-        Raises:
-            OptionError: Always.
-        """
-        raise OptionError("model", "with norms before its layers", self.name)
 
 
 def memory_of(trace: Trace) -> Segment:

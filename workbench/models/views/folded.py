@@ -103,9 +103,11 @@ def fold(model: Transformer, folding: Folding | None = None) -> Folded:
     fold_value_biases: b_O += sum_h b_V[h] W_O[h], b_V = 0. Logits shift by one number per position.
 
     Raises:
-        OptionError: If a step is asked for that cannot keep the model as it is, or the view's
-            log-probabilities are not the model's.
+        OptionError: If the model has two stacks or two streams, a step is asked for that cannot
+            keep it as it is, or the view's log-probabilities are not the model's.
     """
+    if type(model.stack) is not Stack:
+        raise OptionError("model", "of one stack and one stream", repr(model))
     wanted = Folding() if folding is None else folding
     stack, applied, left_out = shared(model.stack), list[str](), list[str]()
     for name, step in STEPS.items():
